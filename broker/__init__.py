@@ -1,0 +1,1 @@
+"""RabbitMQ and Redis behind contracts; knows nothing of WebSockets."""

@@ -1,0 +1,301 @@
+"""Streams in Redis: one Lua call commits a group, one pub/sub connection hears them all.
+
+Keys of channel C, in one hash slot: `<prefix>:{cC}:meta` (epoch, offset, last batch of each publisher) and
+`<prefix>:{cC}:stream`; pub/sub channel `<prefix>:{cC}`. The `c` keeps the hash tag from being empty.
+"""
+
+import asyncio
+import random
+import secrets
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Sequence
+from contextlib import asynccontextmanager, suppress
+from importlib.resources import files
+from typing import Any
+
+import redis.asyncio as redis_asyncio
+import structlog
+from redis.asyncio.connection import AbstractConnection
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import NoScriptError, RedisError, ResponseError
+
+from broker.envelope import Batch, Group, Position, Publication, decode_committed, decode_publication
+from broker.errors import Malformed, Refused, Unavailable
+from broker.ports import Follower, Observer, Outcome, Page
+
+log = structlog.get_logger(__name__)
+
+_CHANNELS_PER_COMMAND = 500
+_PING_SECONDS = 5.0  # a pub/sub connection silent for this long is pinged, and dead after as long again
+# Answers that say "not now" rather than "never": the same call may succeed later.
+_TRANSIENT = (
+    "BUSY",
+    "CLUSTERDOWN",
+    "LOADING",
+    "MASTERDOWN",
+    "MISCONF",
+    "NOREPLICAS",
+    "OOM",
+    "READONLY",
+    "TRYAGAIN",
+    "UNBLOCKED",
+)
+
+
+class _Script:
+    def __init__(self, name: str) -> None:
+        self.source = files("broker").joinpath("lua", name).read_text(encoding="utf-8")
+        self.sha = ""
+
+
+class RedisStreams:
+    """Streams on one Redis server. Open it with `open_redis_streams`."""
+
+    def __init__(self, pool: redis_asyncio.ConnectionPool, prefix: str, position_ttl: float, timeout: float) -> None:
+        self._redis = redis_asyncio.Redis(connection_pool=pool)
+        self._prefix = prefix
+        self._position_ttl_ms = int(position_ttl * 1000)
+        self._commit = _Script("commit.lua")
+        self._read = _Script("read.lua")
+        self.subscriptions = RedisSubscriptions(prefix, timeout)
+
+    async def append(self, batches: Sequence[Batch]) -> list[Outcome]:
+        now = f"{time.time():.6f}"
+        calls = [self._commit_call(batch, group, now) for batch in batches for group in batch.groups]
+        answers = iter(await self._run(self._commit, calls))
+        return [_outcome([next(answers) for _ in batch.groups]) for batch in batches]
+
+    def _commit_call(self, batch: Batch, group: Group, now: str) -> list[Any]:
+        meta, stream, topic = self._keys(group.channel)
+        retention = group.retention
+        size = retention.size if retention.ttl > 0 else 0
+        return [
+            *(2, meta, stream, secrets.token_hex(4), batch.publisher, batch.sequence),
+            *(size, int(retention.ttl * 1000), self._position_ttl_ms, topic, now, *group.publications),
+        ]
+
+    async def read(self, channel: str, since: int | None, limit: int, *, reverse: bool = False) -> Page:
+        if reverse:
+            start, end = "-", "+" if since is None else str(since - 1)
+            limit = 0 if since is not None and since <= 1 else limit
+        else:
+            start, end = "-" if since is None else str(since + 1), "+"
+        call = self._read_call(channel, limit, start, end, reverse)
+        (answer,) = await self._run(self._read, [call])
+        if isinstance(answer, ResponseError):
+            raise Unavailable(f"redis: {answer}")
+        epoch, offset, entries = answer
+        return Page(Position(epoch.decode(), offset), _decode_entries(entries))
+
+    async def positions(self, channels: Sequence[str]) -> list[Position]:
+        answers = await self._run(self._read, [self._read_call(channel, 0, "-", "+", False) for channel in channels])
+        for answer in answers:
+            if isinstance(answer, ResponseError):
+                raise Unavailable(f"redis: {answer}")
+        return [Position(epoch.decode(), offset) for epoch, offset, _ in answers]
+
+    def _read_call(self, channel: str, limit: int, start: str, end: str, reverse: bool) -> list[Any]:
+        meta, stream, _ = self._keys(channel)
+        return [2, meta, stream, secrets.token_hex(4), self._position_ttl_ms, limit, start, end, int(reverse)]
+
+    async def subscribe(self, channels: Collection[str]) -> None:
+        await self.subscriptions.add(channels)
+
+    async def unsubscribe(self, channels: Collection[str]) -> None:
+        await self.subscriptions.remove(channels)
+
+    def follow(self, follower: Follower) -> None:
+        self.subscriptions.follower = follower
+
+    def _keys(self, channel: str) -> tuple[str, str, str]:
+        topic = f"{self._prefix}:{{c{channel}}}"
+        return f"{topic}:meta", f"{topic}:stream", topic
+
+    async def _run(self, script: _Script, calls: Sequence[Sequence[Any]]) -> list[Any]:
+        """Run a script once per call, in one round trip; errors of a single call are among the answers."""
+        try:
+            answers = await self._pipeline(script, calls) if script.sha else [NoScriptError()]
+            if any(isinstance(answer, NoScriptError) for answer in answers):  # a new server: all again, it is safe
+                script.sha = await self._redis.script_load(script.source)
+                answers = await self._pipeline(script, calls)
+        except (RedisError, OSError, TimeoutError) as error:
+            raise Unavailable(f"redis: {error}") from error
+        for answer in answers:
+            if isinstance(answer, ResponseError) and str(answer).startswith(_TRANSIENT):
+                raise Unavailable(f"redis: {answer}")
+            if isinstance(answer, RedisError) and not isinstance(answer, ResponseError):
+                raise Unavailable(f"redis: {answer}")
+        return answers
+
+    async def _pipeline(self, script: _Script, calls: Sequence[Sequence[Any]]) -> list[Any]:
+        async with self._redis.pipeline(transaction=False) as pipeline:
+            for call in calls:
+                pipeline.execute_command("EVALSHA", script.sha, *call)
+            return await pipeline.execute(raise_on_error=False)
+
+
+def _decode_entries(entries: Iterable[Any]) -> list[Publication]:
+    publications = []
+    for entry_id, fields in entries:
+        try:
+            publications.append(decode_publication(fields[1], int(entry_id.split(b"-")[0])))
+        except (Malformed, ValueError, IndexError) as error:  # left out: whoever compares offsets sees the hole
+            log.error("undecodable entry in redis stream", entry=entry_id.decode(errors="replace"), error=str(error))
+    return publications
+
+
+def _outcome(answers: Sequence[Any]) -> Outcome:
+    for answer in answers:
+        if isinstance(answer, ResponseError):
+            return Refused(f"redis: {answer}")
+    return [Position(epoch.decode(), offset) for epoch, offset, _ in answers]
+
+
+class RedisSubscriptions:
+    """One pub/sub connection and the channels it must hear; makes all of them suspect whenever it had to reconnect."""
+
+    def __init__(self, prefix: str, timeout: float) -> None:
+        self.follower: Follower | None = None
+        self.connected = False
+        self._timeout = timeout
+        self._prefix = f"{prefix}:{{c".encode()
+        self._wanted: set[str] = set()
+        self._waiting: dict[str, asyncio.Future[None]] = {}
+        self._restoring: set[str] = set()
+        self._connection: AbstractConnection | None = None
+
+    async def add(self, channels: Collection[str]) -> None:
+        if self._connection is None:
+            raise Unavailable("redis: pub/sub is not connected")
+        loop = asyncio.get_running_loop()
+        answers = {channel: loop.create_future() for channel in channels}
+        self._waiting.update(answers)
+        self._wanted.update(channels)
+        try:
+            async with asyncio.timeout(self._timeout):
+                await self._command("SUBSCRIBE", channels)
+                await asyncio.gather(*answers.values())
+        except (RedisError, OSError, TimeoutError) as error:
+            await self.remove(channels)
+            raise Unavailable(f"redis: subscribe: {error or 'no answer in time'}") from error
+
+    async def remove(self, channels: Collection[str]) -> None:
+        self._wanted.difference_update(channels)
+        for channel in channels:
+            self._waiting.pop(channel, None)
+        if self._connection is not None:
+            with suppress(RedisError, OSError, TimeoutError):  # a connection that breaks here forgets them anyway
+                await self._command("UNSUBSCRIBE", channels)
+
+    async def _command(self, name: str, channels: Iterable[str]) -> None:
+        names = [b"%s%s}" % (self._prefix, channel.encode()) for channel in channels]
+        for start in range(0, len(names), _CHANNELS_PER_COMMAND):
+            if self._connection is not None:
+                await self._connection.send_command(name, *names[start : start + _CHANNELS_PER_COMMAND])
+
+    async def run(self, connect: Callable[[], AbstractConnection], reconnect_max: float, observer: Observer) -> None:
+        """Keep the connection up for ever: connect, hear, and when it breaks connect again."""
+        pause, lost = 0.0, False
+        while True:
+            connection = connect()
+            try:
+                await connection.connect()  # type: ignore[no-untyped-call]
+                if lost:
+                    observer("redis")
+                pause = 0.0
+                await self._hear(connection)
+            except (RedisError, OSError, TimeoutError) as error:
+                log.warning("redis pub/sub connection lost", error=str(error) or type(error).__name__)
+            finally:
+                self._lose()
+                with suppress(RedisError, OSError, TimeoutError):
+                    await connection.disconnect(nowait=True)
+            lost = True
+            pause = min(reconnect_max, max(0.05, pause * 2))
+            await asyncio.sleep(random.uniform(pause / 2, pause))  # noqa: S311 - jitter
+
+    def _lose(self) -> None:
+        self._connection, self.connected = None, False
+        self._restoring.clear()
+        for channel, answer in self._waiting.items():
+            self._wanted.discard(channel)
+            if not answer.done():
+                answer.set_exception(Unavailable("redis: pub/sub connection lost"))
+                answer.exception()  # whoever waited may be gone
+        self._waiting.clear()
+
+    async def _hear(self, connection: AbstractConnection) -> None:
+        self._connection = connection
+        self._restoring = set(self._wanted)
+        await self._command("SUBSCRIBE", list(self._restoring))
+        self.connected = True
+        log.info("redis pub/sub connected", channels=len(self._wanted))
+        pinged = False
+        while True:
+            try:
+                message = await connection.read_response(timeout=_PING_SECONDS, disconnect_on_error=False)
+            except (TimeoutError, redis_asyncio.TimeoutError):
+                if pinged:
+                    raise
+                pinged = True
+                await connection.send_command("PING", check_health=False)
+                continue
+            pinged = False
+            if isinstance(message, list):
+                self._take(message)
+
+    def _take(self, message: list[Any]) -> None:
+        match message:
+            case [b"message", bytes() as topic, bytes() as body]:
+                try:
+                    group = decode_committed(self._channel(topic), body)
+                except Malformed as error:
+                    log.error("undecodable message on redis pub/sub", error=str(error))
+                    return
+                if self.follower:
+                    self.follower.receive(group)
+            case [b"subscribe", bytes() as topic, _]:
+                channel = self._channel(topic)
+                answer = self._waiting.pop(channel, None)
+                if answer and not answer.done():
+                    answer.set_result(None)
+                if channel in self._restoring:
+                    self._restoring.discard(channel)
+                    if not self._restoring and self.follower:
+                        self.follower.suspect(list(self._wanted))
+
+    def _channel(self, topic: bytes) -> str:
+        return topic[len(self._prefix) : -1].decode()
+
+
+@asynccontextmanager
+async def open_redis_streams(
+    url: str,
+    *,
+    prefix: str,
+    position_ttl: float,
+    timeout: float,
+    reconnect_max: float,
+    connections_max: int,
+    observer: Observer,
+    start: Callable[[Awaitable[None]], object],
+) -> AsyncIterator[RedisStreams]:
+    """Open Streams on the Redis at `url`. `start` runs the connection keeper as a background task."""
+    no_retry = Retry(NoBackoff(), 0)  # the commit is idempotent, and the caller decides when to repeat it
+    pool = redis_asyncio.BlockingConnectionPool.from_url(
+        url,
+        protocol=2,
+        retry=no_retry,
+        socket_timeout=timeout,
+        socket_connect_timeout=timeout,
+        socket_keepalive=True,
+        max_connections=connections_max,
+        timeout=timeout,
+    )
+    streams = RedisStreams(pool, prefix, position_ttl, timeout)
+    start(streams.subscriptions.run(pool.make_connection, reconnect_max, observer))
+    try:
+        yield streams
+    finally:
+        await pool.disconnect()

@@ -1,0 +1,1 @@
+"""Thin shells between sockets and sessions: receive, hand over, write."""

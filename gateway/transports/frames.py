@@ -1,0 +1,80 @@
+"""Prepared frames: uvicorn's sans-I/O WebSocket protocol, with a way to write bytes that many connections share.
+
+The class offers itself to the app as the ASGI extension `gateway.writer`. It also mends what uvicorn 0.54 leaves open:
+a client that stops reading is cut off in bounded time, and a flood of pings to a client that does not read is ignored.
+"""
+
+from typing import Any
+
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+from websockets.exceptions import InvalidState
+from websockets.frames import Frame as WireFrame
+from websockets.http11 import Request
+
+from gateway.outbox import Frame
+from gateway.protocol.codes import SHUTDOWN, Disconnect
+
+WRITER_EXTENSION = "gateway.writer"
+_DEFAULT_CLOSE_SECONDS = 5.0
+
+
+class PreparedFramesProtocol(WebSocketsSansIOProtocol):
+    """One server connection; a Writer for its outbox. `close_seconds` bounds every wait for the client."""
+
+    close_seconds = _DEFAULT_CLOSE_SECONDS
+
+    # As a Writer.
+
+    def write(self, frame: Frame) -> None:
+        if not self.close_sent and not self.transport.is_closing():
+            self.transport.write(frame.encoded)
+
+    def buffered(self) -> int:
+        return self.transport.get_write_buffer_size()
+
+    def close(self, disconnect: Disconnect) -> None:
+        if self.close_sent or self.transport.is_closing():
+            return
+        try:
+            self.conn.send_close(disconnect.code, disconnect.reason)
+        except InvalidState:  # the client closed first
+            return
+        self.transport.write(b"".join(self.conn.data_to_send()))
+        self.close_sent = True
+        self.queue.put_nowait({"type": "websocket.disconnect", "code": disconnect.code, "reason": disconnect.reason})
+        if self.read_paused:  # the answer to the close frame must be read
+            self.read_paused = False
+            self.transport.resume_reading()
+        self.close_timer = self.loop.call_later(self.close_seconds, self.transport.abort)
+
+    # As uvicorn's protocol.
+
+    def handle_connect(self, event: Request) -> None:
+        super().handle_connect(event)
+        scope: dict[str, Any] | None = getattr(self, "scope", None)  # absent when the handshake was refused
+        if scope is not None:
+            scope["extensions"][WRITER_EXTENSION] = self
+
+    def handle_ping(self) -> None:
+        answer = b"".join(self.conn.data_to_send())
+        if self.writable.is_set():
+            self.transport.write(answer)
+
+    def handle_close(self, event: WireFrame) -> None:
+        super().handle_close(event)
+        self._abort_later()
+
+    def handle_parser_exception(self) -> None:
+        super().handle_parser_exception()
+        self._abort_later()
+
+    def shutdown(self) -> None:
+        if self.handshake_complete:
+            self.close(SHUTDOWN)
+        super().shutdown()
+        self._abort_later()
+
+    def _abort_later(self) -> None:
+        """Bound the wait for a closing transport whose client does not read what is left."""
+        if self.transport.get_write_buffer_size():
+            self.loop.call_later(self.close_seconds, self.transport.abort)
