@@ -22,7 +22,9 @@ class EngineConfig:
     timeout: float = 3.0
     reconnect_max: float = 2.0
     redis_connections_max: int = 16
+    heartbeat: int = 10
     queue_max_bytes: int = 1 << 30
+    dead_letters_max_bytes: int = 1 << 28
     position_ttl: float = 30 * 86400.0
     prefetch: int = 64
     delivery_limit: int = 100
@@ -65,6 +67,7 @@ async def open_engine(
                 timeout=config.timeout,
                 reconnect_max=config.reconnect_max,
                 connections_max=config.redis_connections_max,
+                heartbeat=config.heartbeat,
                 observer=observer,
                 start=start,
             )
@@ -72,7 +75,14 @@ async def open_engine(
         rabbitmq = await stack.enter_async_context(
             open_rabbit_relay_queue(
                 config.rabbitmq_url,
-                Topology(config.key_prefix, config.shards, config.queue_max_bytes, config.delivery_limit),
+                Topology(
+                    config.key_prefix,
+                    config.shards,
+                    config.queue_max_bytes,
+                    config.dead_letters_max_bytes,
+                    config.delivery_limit,
+                ),
+                heartbeat=config.heartbeat,
                 timeout=config.timeout,
                 prefetch=config.prefetch,
                 reconnect_max=config.reconnect_max,

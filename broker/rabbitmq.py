@@ -23,9 +23,7 @@ from broker.ports import Consumer, Delivery, Observer
 
 log = structlog.get_logger(__name__)
 
-_HEARTBEAT_SECONDS = 10
 _WATCH_SECONDS = 1.0  # how often a connection is asked whether RabbitMQ blocks it
-_DEAD_MAX_BYTES = 268_435_456  # dead letters kept for a person to look at; the oldest go first
 _ERRORS = (AMQPError, OSError, RuntimeError, TimeoutError)  # aiormq raises RuntimeErrors of its own on closed objects
 
 
@@ -36,6 +34,7 @@ class Topology:
     prefix: str
     shards: int
     queue_max_bytes: int
+    dead_letters_max_bytes: int
     delivery_limit: int
 
     async def declare(self, channel: AbstractChannel) -> AbstractExchange:
@@ -44,7 +43,7 @@ class Topology:
         dead_queue = await channel.declare_queue(
             f"{self.prefix}.dead",
             durable=True,
-            arguments={"x-queue-type": "quorum", "x-max-length-bytes": _DEAD_MAX_BYTES},
+            arguments={"x-queue-type": "quorum", "x-max-length-bytes": self.dead_letters_max_bytes},
         )
         await dead_queue.bind(dead)
         relay = await channel.declare_exchange(f"{self.prefix}.relay", aio_pika.ExchangeType.DIRECT, durable=True)
@@ -72,10 +71,11 @@ class Topology:
 class _Link:
     """One connection that is kept up: `opened` is set while it can be used."""
 
-    def __init__(self, url: str, name: str, timeout: float) -> None:
+    def __init__(self, url: str, name: str, timeout: float, heartbeat: int) -> None:
         self._url = url
         self._name = name
         self._timeout = timeout
+        self._heartbeat = heartbeat
         self.connection: AbstractConnection | None = None
         self.exchange: AbstractExchange | None = None
         self.channel: AbstractChannel | None = None
@@ -107,7 +107,7 @@ class _Link:
         self.connection = await aio_pika.connect(
             self._url,
             client_properties={"connection_name": f"gateway {self._name}"},
-            heartbeat=_HEARTBEAT_SECONDS,
+            heartbeat=self._heartbeat,
             timeout=self._timeout,
         )
         self.lost.clear()
@@ -205,12 +205,12 @@ class RabbitConsumer:
 class RabbitRelayQueue:
     """RelayQueue in RabbitMQ. Open it with `open_rabbit_relay_queue`."""
 
-    def __init__(self, url: str, topology: Topology, timeout: float, prefetch: int, role: str) -> None:
+    def __init__(self, url: str, topology: Topology, timeout: float, heartbeat: int, prefetch: int, role: str) -> None:
         self._topology = topology
         self._timeout = timeout
         self._prefetch = prefetch
-        self.publisher = _Link(url, f"{role} publisher", timeout)
-        self.consumer = _Link(url, f"{role} consumer", timeout)
+        self.publisher = _Link(url, f"{role} publisher", timeout, heartbeat)
+        self.consumer = _Link(url, f"{role} consumer", timeout, heartbeat)
 
     @property
     def shards(self) -> int:
@@ -275,6 +275,7 @@ async def open_rabbit_relay_queue(
     topology: Topology,
     *,
     timeout: float,
+    heartbeat: int,
     prefetch: int,
     reconnect_max: float,
     consumes: bool,
@@ -285,7 +286,7 @@ async def open_rabbit_relay_queue(
 
     `start` runs the connection keepers as background tasks.
     """
-    queue = RabbitRelayQueue(url, topology, timeout, prefetch, "relay" if consumes else "node")
+    queue = RabbitRelayQueue(url, topology, timeout, heartbeat, prefetch, "relay" if consumes else "node")
     if consumes:
         start(queue.consumer.run(topology, reconnect_max, observer))
     else:

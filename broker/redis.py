@@ -27,7 +27,6 @@ from broker.ports import Follower, Observer, Outcome, Page
 log = structlog.get_logger(__name__)
 
 _CHANNELS_PER_COMMAND = 500
-_PING_SECONDS = 5.0  # a pub/sub connection silent for this long is pinged, and dead after as long again
 # Answers that say "not now" rather than "never": the same call may succeed later.
 _TRANSIENT = (
     "BUSY",
@@ -194,7 +193,9 @@ class RedisSubscriptions:
             if self._connection is not None:
                 await self._connection.send_command(name, *names[start : start + _CHANNELS_PER_COMMAND])
 
-    async def run(self, connect: Callable[[], AbstractConnection], reconnect_max: float, observer: Observer) -> None:
+    async def run(
+        self, connect: Callable[[], AbstractConnection], reconnect_max: float, heartbeat: float, observer: Observer
+    ) -> None:
         """Keep the connection up for ever: connect, hear, and when it breaks connect again."""
         pause, lost = 0.0, False
         while True:
@@ -204,7 +205,7 @@ class RedisSubscriptions:
                 if lost:
                     observer("redis")
                 pause = 0.0
-                await self._hear(connection)
+                await self._hear(connection, heartbeat)
             except (RedisError, OSError, TimeoutError) as error:
                 log.warning("redis pub/sub connection lost", error=str(error) or type(error).__name__)
             finally:
@@ -225,7 +226,8 @@ class RedisSubscriptions:
                 answer.exception()  # whoever waited may be gone
         self._waiting.clear()
 
-    async def _hear(self, connection: AbstractConnection) -> None:
+    async def _hear(self, connection: AbstractConnection, heartbeat: float) -> None:
+        """Hear until the connection breaks: silent for a heartbeat it is pinged, for another it is dead."""
         self._connection = connection
         self._restoring = set(self._wanted)
         await self._command("SUBSCRIBE", list(self._restoring))
@@ -234,7 +236,7 @@ class RedisSubscriptions:
         pinged = False
         while True:
             try:
-                message = await connection.read_response(timeout=_PING_SECONDS, disconnect_on_error=False)
+                message = await connection.read_response(timeout=heartbeat, disconnect_on_error=False)
             except (TimeoutError, redis_asyncio.TimeoutError):
                 if pinged:
                     raise
@@ -278,6 +280,7 @@ async def open_redis_streams(
     timeout: float,
     reconnect_max: float,
     connections_max: int,
+    heartbeat: float,
     observer: Observer,
     start: Callable[[Awaitable[None]], object],
 ) -> AsyncIterator[RedisStreams]:
@@ -294,7 +297,7 @@ async def open_redis_streams(
         timeout=timeout,
     )
     streams = RedisStreams(pool, prefix, position_ttl, timeout)
-    start(streams.subscriptions.run(pool.make_connection, reconnect_max, observer))
+    start(streams.subscriptions.run(pool.make_connection, reconnect_max, heartbeat, observer))
     try:
         yield streams
     finally:

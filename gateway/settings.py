@@ -129,8 +129,14 @@ class EngineSettings(_Section):
     timeout_seconds: PositiveSeconds = Field(3.0, description="Bound on one operation at Redis or RabbitMQ.")
     reconnect_max_seconds: PositiveSeconds = Field(2.0, description="Longest pause between attempts to reconnect.")
     redis_connections_max: int = Field(16, ge=2, description="Redis connections of one process, besides pub/sub.")
+    heartbeat_seconds: int = Field(
+        10, ge=1, le=300, description="A connection to Redis or RabbitMQ silent for twice this long is given up."
+    )
     queue_max_bytes: int = Field(
         1_073_741_824, ge=1_048_576, description="Bytes waiting in one relay queue; past it publishing is refused."
+    )
+    dead_letters_max_bytes: int = Field(
+        268_435_456, ge=1_048_576, description="Bytes kept of batches that no relay could decode; the oldest go first."
     )
     position_ttl_seconds: PositiveSeconds = Field(
         30 * 86400.0, description="How long epoch and offset of a quiet channel are kept."
