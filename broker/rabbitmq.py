@@ -7,8 +7,8 @@ Publishing and consuming use connections of their own, so that a blocked publish
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -97,6 +97,8 @@ class _Link:
                 await self._watch()
             except _ERRORS as error:
                 log.warning("rabbitmq connection lost", link=self._name, error=str(error) or type(error).__name__)
+            except asyncio.CancelledError as error:
+                _raise_if_ours(error)
             finally:
                 await self._drop()
             lost = True
@@ -134,7 +136,7 @@ class _Link:
         connection, self.connection, self.channel, self.exchange = self.connection, None, None, None
         self.blocked = False
         if connection is not None:
-            with suppress(*_ERRORS):
+            with suppress(Unavailable), _translated("close"):
                 async with asyncio.timeout(self._timeout):
                     await connection.close()
 
@@ -151,6 +153,25 @@ async def _finishes(awaitable: Awaitable[object], seconds: float) -> bool:
     except TimeoutError:
         return False
     return True
+
+
+@contextmanager
+def _translated(doing: str) -> Iterator[None]:
+    """Turn the client library's errors into Unavailable."""
+    try:
+        yield
+    except _ERRORS as error:
+        raise Unavailable(f"rabbitmq: {doing}: {str(error) or type(error).__name__}") from error
+    except asyncio.CancelledError as error:
+        _raise_if_ours(error)
+        raise Unavailable(f"rabbitmq: {doing}: connection lost") from None
+
+
+def _raise_if_ours(error: asyncio.CancelledError) -> None:
+    """Raise a cancellation that was asked of this task. aiormq lets those of its own tasks escape when it closes."""
+    task = asyncio.current_task()
+    if task is None or task.cancelling():
+        raise error
 
 
 class RabbitConsumer:
@@ -179,10 +200,8 @@ class RabbitConsumer:
         await self._settle(self._channel.basic_reject(tag, requeue=False))
 
     async def _settle(self, call: Awaitable[object]) -> None:
-        try:
+        with _translated("settle"):
             await call
-        except _ERRORS as error:
-            raise Unavailable(f"rabbitmq: {error}") from error
 
     async def take(self, message: aiormq.abc.DeliveredMessage) -> None:
         """Take what RabbitMQ delivers; the client library calls this once per message, in order."""
@@ -223,22 +242,21 @@ class RabbitRelayQueue:
             raise Refused("rabbitmq blocks publishing: it is out of memory or disk")
         assert link.exchange is not None
         message = aio_pika.Message(body, delivery_mode=aio_pika.DeliveryMode.PERSISTENT)
-        try:
-            await link.exchange.publish(message, str(shard), mandatory=True, timeout=self._timeout)
-        except PublishError as error:  # returned: the queue is gone, a new link declares it again
-            link.lost.set()
-            raise Unavailable(f"rabbitmq: unroutable: {error}") from error
-        except DeliveryError as error:
-            raise Refused(f"rabbitmq refused the batch: relay queue {shard} is full or without a leader") from error
-        except _ERRORS as error:
-            raise Unavailable(f"rabbitmq: {error or 'no confirm in time'}") from error
+        with _translated("publish"):
+            try:
+                await link.exchange.publish(message, str(shard), mandatory=True, timeout=self._timeout)
+            except PublishError:  # returned as unroutable: the queue is gone, a new link declares it again
+                link.lost.set()
+                raise
+            except DeliveryError as error:
+                raise Refused(f"rabbitmq refused the batch: relay queue {shard} is full or without a leader") from error
 
     @asynccontextmanager
     async def consume(self, shard: int) -> AsyncIterator[Consumer]:
         link = self.consumer
         await link.wait_opened()
         assert link.connection is not None
-        try:
+        with _translated("consume"):
             async with asyncio.timeout(self._timeout):
                 channel = await link.connection.channel(publisher_confirms=False)
                 underlay = await channel.get_underlay_channel()
@@ -247,13 +265,11 @@ class RabbitRelayQueue:
                 underlay.on_consumer_cancel_callbacks.add(consumer.end)
                 await channel.set_qos(prefetch_count=self._prefetch)
                 await underlay.basic_consume(self._topology.queue(shard), consumer.take)
-        except _ERRORS as error:
-            raise Unavailable(f"rabbitmq: consume: {error}") from error
         try:
             yield consumer
         finally:
             consumer.end()
-            with suppress(*_ERRORS):
+            with suppress(Unavailable), _translated("leave"):
                 async with asyncio.timeout(self._timeout):
                     await channel.close()
 
@@ -261,11 +277,9 @@ class RabbitRelayQueue:
         link = self.consumer
         await link.wait_opened()
         assert link.channel is not None
-        try:
+        with _translated("count consumers"):
             async with asyncio.timeout(self._timeout):
                 queue = await link.channel.declare_queue(self._topology.queue(shard), passive=True)
-        except _ERRORS as error:
-            raise Unavailable(f"rabbitmq: {error}") from error
         return queue.declaration_result.consumer_count or 0
 
 

@@ -87,13 +87,15 @@ class Relay:
         if not batches:
             return
         outcomes = await self._commit(batches)
-        now = time.time()
+        now, committed = time.time(), 0
         for batch, tag, outcome in zip(batches, tags, outcomes, strict=True):
             if isinstance(outcome, Refused):
                 await self._bury(consumer, tag, outcome)
             else:
                 self._observer.committed(batch, now - batch.sent)
-        await consumer.acknowledge(tags[-1])
+                committed = tag
+        if committed:
+            await consumer.acknowledge(committed)
 
     async def _bury(self, consumer: Consumer, tag: int, reason: Exception) -> None:
         log.error("batch dead-lettered", reason=str(reason))

@@ -69,7 +69,10 @@ class Supervisor:
         try:
             await work
         except asyncio.CancelledError:
-            raise
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            log.critical("background task cancelled by nobody", task=name)
         except Exception:
             log.critical("background task died", task=name, exc_info=True)
         else:

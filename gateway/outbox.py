@@ -48,9 +48,13 @@ class Writer(Protocol):
 
 
 class Flusher:
-    """Writes, at the end of a turn of the event loop, every outbox that something was put in during it."""
+    """Writes, at the end of a turn of the event loop, every outbox that something was put in during it.
 
-    def __init__(self) -> None:
+    `count` is told how many messages that were.
+    """
+
+    def __init__(self, count: Callable[[float], None]) -> None:
+        self._count = count
         self._waiting: list[Outbox] = []
 
     def add(self, outbox: "Outbox") -> None:
@@ -61,14 +65,13 @@ class Flusher:
 
     def _flush(self) -> None:
         waiting, self._waiting = self._waiting, []
-        for outbox in waiting:
-            outbox.flush()
+        self._count(sum([outbox.flush() for outbox in waiting]))
 
 
 class Outbox:
     """The pending messages of one client. Never waits for the client: past `limit` bytes it is closed as slow."""
 
-    __slots__ = ("_flusher", "_limit", "_pending", "_writer", "closed", "messages", "on_close", "size")
+    __slots__ = ("_flusher", "_limit", "_pending", "_writer", "closed", "on_close", "size")
 
     def __init__(self, writer: Writer, flusher: Flusher, limit: int) -> None:
         self._writer = writer
@@ -76,7 +79,6 @@ class Outbox:
         self._limit = limit
         self._pending: list[Frame] = []
         self.size = 0
-        self.messages = 0
         self.closed: Disconnect | None = None
         self.on_close: Callable[[Disconnect], None] | None = None
 
@@ -92,19 +94,24 @@ class Outbox:
             self._flusher.add(self)
         self._pending.append(frame)
         self.size += len(frame.payload)
-        if self.size + self._writer.buffered() > self._limit:
+        if self.backlog > self._limit:
             self.close(SLOW)
 
-    def flush(self) -> None:
-        """Write what is pending as one frame."""
+    @property
+    def backlog(self) -> int:
+        """Bytes that the client has not taken."""
+        return self.size + self._writer.buffered()
+
+    def flush(self) -> int:
+        """Write what is pending as one frame; return how many messages that were."""
         pending = self._pending
         if not pending or self.closed is not None:
-            return
+            return 0
         self._pending = []
         self.size = 0
         frame = pending[0] if len(pending) == 1 else Frame(_LINE_BREAK.join([one.payload for one in pending]))
-        self.messages += sum(one.messages for one in pending)
         self._writer.write(frame)
+        return sum([one.messages for one in pending])
 
     def close(self, disconnect: Disconnect) -> None:
         """Write what is pending (unless the client is slow), then close. The first call counts."""

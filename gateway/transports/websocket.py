@@ -10,7 +10,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from gateway.auth import allows_origin
 from gateway.outbox import Flusher, Frame, Outbox, Writer
-from gateway.protocol.codes import INAPPROPRIATE_PROTOCOL, SHUTDOWN, SLOW, Disconnect
+from gateway.protocol.codes import INAPPROPRIATE_PROTOCOL, INTERNAL_SERVER_ERROR, SHUTDOWN, SLOW, Disconnect
 from gateway.session import Services, Session
 from gateway.transports.frames import WRITER_EXTENSION
 
@@ -42,10 +42,10 @@ class WebSocketTransport:
         self._admission = admission
         self._allowed_origins = allowed_origins
         self._max_connections = max_connections
-        self._flusher = Flusher()
+        self._flusher = Flusher(services.metrics.messages_out.inc)
         self.sessions: dict[Session, Outbox] = {}
         services.metrics.connections.set_function(lambda: len(self.sessions))
-        services.metrics.outbox_bytes.set_function(lambda: sum(outbox.size for outbox in self.sessions.values()))
+        services.metrics.outbox_bytes.set_function(lambda: sum(outbox.backlog for outbox in self.sessions.values()))
 
     async def serve(self, websocket: WebSocket) -> None:
         """Serve one connection from handshake to end."""
@@ -90,12 +90,14 @@ class WebSocketTransport:
                     await session.receive(text)
         except WebSocketDisconnect:
             pass
+        except Exception:
+            log.exception("session failed", client=session.client)
+            session.close(INTERNAL_SERVER_ERROR)
         finally:
             outbox.abandon(_GONE)
 
     def _end(self, session: Session, disconnect: Disconnect) -> None:
-        outbox = self.sessions.pop(session)
-        self._services.metrics.messages_out.inc(outbox.messages)
+        del self.sessions[session]
         if disconnect is not _GONE:
             self._services.metrics.disconnected(disconnect.code)
             log.info("client disconnected", client=session.client, code=disconnect.code, reason=disconnect.reason)
