@@ -89,6 +89,9 @@ class CommittedGroup(msgspec.Struct):
         return self.offset + len(self.publications) - 1
 
 
+# msgspec lets some errors of Python's own through: UnicodeDecodeError (a ValueError), RecursionError.
+_UNDECODABLE = (msgspec.DecodeError, ValueError, OverflowError, RecursionError)
+
 _encoder = msgspec.msgpack.Encoder()
 _batches = msgspec.msgpack.Decoder(Batch)
 _publication = msgspec.msgpack.Decoder(Publication)
@@ -104,7 +107,7 @@ def decode_publication(encoded: bytes, offset: int) -> Publication:
     """Decode a publication that stands at `offset` of its stream. Raises Malformed."""
     try:
         publication = _publication.decode(encoded)
-    except msgspec.DecodeError as error:
+    except _UNDECODABLE as error:
         raise Malformed(f"publication: {error}") from None
     publication.offset = offset
     return publication
@@ -119,7 +122,7 @@ def decode_batch(body: bytes) -> Batch:
     """Decode a batch. Raises Malformed."""
     try:
         return _batches.decode(body)
-    except msgspec.DecodeError as error:
+    except _UNDECODABLE as error:
         raise Malformed(f"batch: {error}") from None
 
 
@@ -141,7 +144,7 @@ def decode_committed(channel: str, message: bytes) -> CommittedGroup:
         for index, publication in enumerate(publications):
             publication.offset = first + index
         return CommittedGroup(channel, epoch.decode(), first, publications, float(committed))
-    except (ValueError, OverflowError, msgspec.DecodeError) as error:
+    except _UNDECODABLE as error:
         raise Malformed(f"committed group of {channel!r}: {error}") from None
 
 

@@ -17,7 +17,7 @@ from broker.envelope import (
     decode_publication,
     encode_committed,
 )
-from broker.errors import Refused
+from broker.errors import Refused, Unavailable
 from broker.ports import Consumer, Delivery, Follower, Outcome, Page
 
 _SWEEP_SECONDS = 60.0
@@ -46,7 +46,10 @@ class MemoryConsumer:
         self._dead = dead
 
     async def receive(self) -> Sequence[Delivery]:
-        while self._queue.line[0] is not self or not self._queue.waiting:
+        while True:
+            self._check()
+            if self._queue.line[0] is self and self._queue.waiting:
+                break
             await self._queue.changed.wait()
         deliveries = list(self._queue.waiting)
         self._queue.held.extend(deliveries)
@@ -54,14 +57,20 @@ class MemoryConsumer:
         return deliveries
 
     async def acknowledge(self, tag: int) -> None:
+        self._check()
         while self._queue.held and self._queue.held[0].tag <= tag:
             self._queue.bytes -= len(self._queue.held.popleft().body)
 
     async def reject(self, tag: int) -> None:
+        self._check()
         for delivery in [held for held in self._queue.held if held.tag == tag]:
             self._queue.held.remove(delivery)
             self._queue.bytes -= len(delivery.body)
             self._dead.append(delivery.body)
+
+    def _check(self) -> None:
+        if self not in self._queue.line:
+            raise Unavailable("memory: consumer is over")
 
 
 class MemoryRelayQueue:
@@ -101,8 +110,8 @@ class MemoryRelayQueue:
             queue.line.remove(consumer)
             queue.notify()
 
-    async def consumers(self, shard: int) -> int:
-        return len(self._queues[shard].line)
+    async def relays(self) -> int:
+        return max(len(queue.line) for queue in self._queues)
 
 
 class _Stream:

@@ -58,8 +58,8 @@ class RelayQueue(Protocol):
         Leaving the context hands back, in order, what was not acknowledged. Raises Unavailable on entering.
         """
 
-    async def consumers(self, shard: int) -> int:
-        """How many stand in line at the shard, the active one included. Raises Unavailable."""
+    async def relays(self) -> int:
+        """How many processes consume from these queues, this one included. Raises Unavailable."""
 
 
 class Page(msgspec.Struct, frozen=True):

@@ -46,6 +46,7 @@ class Topology:
             arguments={"x-queue-type": "quorum", "x-max-length-bytes": self.dead_letters_max_bytes},
         )
         await dead_queue.bind(dead)
+        await channel.declare_queue(self.members, durable=True, arguments={"x-queue-type": "quorum"})
         relay = await channel.declare_exchange(f"{self.prefix}.relay", aio_pika.ExchangeType.DIRECT, durable=True)
         for shard in range(self.shards):
             queue = await channel.declare_queue(self.queue(shard), durable=True, arguments=self._arguments())
@@ -55,6 +56,11 @@ class Topology:
     def queue(self, shard: int) -> str:
         """Name of a shard's queue."""
         return f"{self.prefix}.relay.{shard}"
+
+    @property
+    def members(self) -> str:
+        """Name of a queue that stays empty: its consumers are the relays (a shard's queue counts the active one)."""
+        return f"{self.prefix}.relays"
 
     def _arguments(self) -> dict[str, Any]:
         return {
@@ -71,11 +77,12 @@ class Topology:
 class _Link:
     """One connection that is kept up: `opened` is set while it can be used."""
 
-    def __init__(self, url: str, name: str, timeout: float, heartbeat: int) -> None:
+    def __init__(self, url: str, name: str, timeout: float, heartbeat: int, *, is_member: bool = False) -> None:
         self._url = url
         self._name = name
         self._timeout = timeout
         self._heartbeat = heartbeat
+        self._is_member = is_member
         self.connection: AbstractConnection | None = None
         self.exchange: AbstractExchange | None = None
         self.channel: AbstractChannel | None = None
@@ -117,6 +124,9 @@ class _Link:
         self.channel = await self.connection.channel(publisher_confirms=True, on_return_raises=True)
         self.channel.close_callbacks.add(self._on_close)
         self.exchange = await topology.declare(self.channel)
+        if self._is_member:
+            underlay = await self.channel.get_underlay_channel()
+            await underlay.basic_consume(topology.members, _ignore)
         self.opened.set()
 
     def _on_close(self, *_: object) -> None:
@@ -144,6 +154,10 @@ class _Link:
         """Wait within the timeout until the connection can be used. Raises Unavailable."""
         if not self.opened.is_set() and not await _finishes(self.opened.wait(), self._timeout):
             raise Unavailable("rabbitmq: not connected")
+
+
+async def _ignore(_: object) -> None:
+    """Take nothing from a queue that one consumes from in order to be counted."""
 
 
 async def _finishes(awaitable: Awaitable[object], seconds: float) -> bool:
@@ -229,7 +243,7 @@ class RabbitRelayQueue:
         self._timeout = timeout
         self._prefetch = prefetch
         self.publisher = _Link(url, f"{role} publisher", timeout, heartbeat)
-        self.consumer = _Link(url, f"{role} consumer", timeout, heartbeat)
+        self.consumer = _Link(url, f"{role} consumer", timeout, heartbeat, is_member=True)
 
     @property
     def shards(self) -> int:
@@ -273,13 +287,13 @@ class RabbitRelayQueue:
                 async with asyncio.timeout(self._timeout):
                     await channel.close()
 
-    async def consumers(self, shard: int) -> int:
+    async def relays(self) -> int:
         link = self.consumer
         await link.wait_opened()
         assert link.channel is not None
-        with _translated("count consumers"):
+        with _translated("count relays"):
             async with asyncio.timeout(self._timeout):
-                queue = await link.channel.declare_queue(self._topology.queue(shard), passive=True)
+                queue = await link.channel.declare_queue(self._topology.members, passive=True)
         return queue.declaration_result.consumer_count or 0
 
 

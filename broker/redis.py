@@ -42,6 +42,9 @@ _TRANSIENT = (
 )
 
 
+_ID_MAX = 2**64 - 1  # of either half of a stream entry's id
+
+
 class _Script:
     def __init__(self, name: str) -> None:
         self.source = files("broker").joinpath("lua", name).read_text(encoding="utf-8")
@@ -75,11 +78,13 @@ class RedisStreams:
         ]
 
     async def read(self, channel: str, since: int | None, limit: int, *, reverse: bool = False) -> Page:
-        if reverse:
-            start, end = "-", "+" if since is None else str(since - 1)
-            limit = 0 if since is not None and since <= 1 else limit
-        else:
-            start, end = "-" if since is None else str(since + 1), "+"
+        start, end = "-", "+"
+        if since is not None and reverse:
+            end = str(min(since - 1, _ID_MAX))
+            limit = limit if since > 1 else 0
+        elif since is not None:
+            start = str(min(since + 1, _ID_MAX))
+            limit = limit if since < _ID_MAX else 0
         call = self._read_call(channel, limit, start, end, reverse)
         (answer,) = await self._run(self._read, [call])
         if isinstance(answer, ResponseError):
@@ -121,9 +126,7 @@ class RedisStreams:
         except (RedisError, OSError, TimeoutError) as error:
             raise Unavailable(f"redis: {error}") from error
         for answer in answers:
-            if isinstance(answer, ResponseError) and str(answer).startswith(_TRANSIENT):
-                raise Unavailable(f"redis: {answer}")
-            if isinstance(answer, RedisError) and not isinstance(answer, ResponseError):
+            if isinstance(answer, RedisError) and not _is_final(answer):
                 raise Unavailable(f"redis: {answer}")
         return answers
 
@@ -132,6 +135,11 @@ class RedisStreams:
             for call in calls:
                 pipeline.execute_command("EVALSHA", script.sha, *call)
             return await pipeline.execute(raise_on_error=False)
+
+
+def _is_final(error: RedisError) -> bool:
+    """Whether the answer is "never". redis-py has classes of their own for many that say "not now"."""
+    return type(error) is ResponseError and not str(error).startswith(_TRANSIENT)
 
 
 def _decode_entries(entries: Iterable[Any]) -> list[Publication]:
@@ -168,13 +176,12 @@ class RedisSubscriptions:
         if self._connection is None:
             raise Unavailable("redis: pub/sub is not connected")
         loop = asyncio.get_running_loop()
-        answers = {channel: loop.create_future() for channel in channels}
-        self._waiting.update(answers)
+        answers = [self._waiting.setdefault(channel, loop.create_future()) for channel in channels]
         self._wanted.update(channels)
         try:
             async with asyncio.timeout(self._timeout):
                 await self._command("SUBSCRIBE", channels)
-                await asyncio.gather(*answers.values())
+                await asyncio.gather(*map(asyncio.shield, answers))
         except (RedisError, OSError, TimeoutError) as error:
             await self.remove(channels)
             raise Unavailable(f"redis: subscribe: {error or 'no answer in time'}") from error
@@ -227,7 +234,7 @@ class RedisSubscriptions:
         self._waiting.clear()
 
     async def _hear(self, connection: AbstractConnection, heartbeat: float) -> None:
-        """Hear until the connection breaks: silent for a heartbeat it is pinged, for another it is dead."""
+        """Hear until the connection breaks: silent for a heartbeat it is pinged, and must answer within the timeout."""
         self._connection = connection
         self._restoring = set(self._wanted)
         await self._command("SUBSCRIBE", list(self._restoring))
@@ -236,7 +243,8 @@ class RedisSubscriptions:
         pinged = False
         while True:
             try:
-                message = await connection.read_response(timeout=heartbeat, disconnect_on_error=False)
+                patience = self._timeout if pinged else heartbeat
+                message = await connection.read_response(timeout=patience, disconnect_on_error=False)
             except (TimeoutError, redis_asyncio.TimeoutError):
                 if pinged:
                     raise
@@ -250,13 +258,7 @@ class RedisSubscriptions:
     def _take(self, message: list[Any]) -> None:
         match message:
             case [b"message", bytes() as topic, bytes() as body]:
-                try:
-                    group = decode_committed(self._channel(topic), body)
-                except Malformed as error:
-                    log.error("undecodable message on redis pub/sub", error=str(error))
-                    return
-                if self.follower:
-                    self.follower.receive(group)
+                self._receive(self._channel(topic), body)
             case [b"subscribe", bytes() as topic, _]:
                 channel = self._channel(topic)
                 answer = self._waiting.pop(channel, None)
@@ -266,6 +268,16 @@ class RedisSubscriptions:
                     self._restoring.discard(channel)
                     if not self._restoring and self.follower:
                         self.follower.suspect(list(self._wanted))
+
+    def _receive(self, channel: str, body: bytes) -> None:
+        if channel not in self._wanted or self.follower is None:
+            return
+        try:
+            group = decode_committed(channel, body)
+        except Malformed as error:  # the next group shows the gap
+            log.error("undecodable message on redis pub/sub", error=str(error))
+        else:
+            self.follower.receive(group)
 
     def _channel(self, topic: bytes) -> str:
         return topic[len(self._prefix) : -1].decode()

@@ -118,7 +118,7 @@ class Relay:
             busy = sorted(self._busy)
             self._busy.clear()
             try:
-                surplus = excess(len(busy), self._queue.shards, await self._queue.consumers(0))
+                surplus = excess(len(busy), self._queue.shards, await self._queue.relays())
             except Unavailable:
                 continue
             self._leaving.update(random.sample(busy, surplus))

@@ -10,7 +10,8 @@ from gateway.lifecycle import Lifecycle
 from gateway.metrics import CONTENT_TYPE, NodeMetrics, RelayMetrics
 
 _PAGE_HEADERS = {
-    "Content-Security-Policy": "default-src 'none'; connect-src 'self' ws: wss:; script-src 'self'; style-src 'self'",
+    "Content-Security-Policy": "default-src 'none'; connect-src 'self' ws: wss:; script-src 'self'; style-src 'self'; "
+    "form-action 'none'; base-uri 'none'; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
     "Cache-Control": "no-cache",

@@ -58,7 +58,7 @@ class Authenticator:
                 algorithms=_ALGORITHMS,
                 options={"verify_exp": False, "verify_nbf": False, "verify_iat": False, "verify_aud": False},
             )
-        except (jwt.InvalidTokenError, ValueError) as error:
+        except (jwt.PyJWTError, ValueError) as error:
             raise InvalidTokenError(str(error)) from None
         return self._identity(claims)
 
@@ -98,4 +98,7 @@ def allows_origin(origin: str | None, host: str | None, allowed: Sequence[str]) 
         return True
     if allowed:
         return origin.rstrip("/").lower() in (entry.rstrip("/").lower() for entry in allowed)
-    return bool(host) and urlsplit(origin).netloc.lower() == (host or "").lower()
+    try:
+        return bool(host) and urlsplit(origin).netloc.lower() == (host or "").lower()
+    except ValueError:  # not a URL
+        return False

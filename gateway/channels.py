@@ -3,14 +3,12 @@
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
 from broker.envelope import Publication, Retention
 from gateway.protocol.codes import BAD_REQUEST, PERMISSION_DENIED, UNKNOWN_CHANNEL, ReplyError
 from gateway.settings import NamespaceSettings
 
 _SEPARATOR = ":"
-_CACHED_CHANNELS = 8192
 
 
 @dataclass(frozen=True)
@@ -67,9 +65,8 @@ class Channels:
         self._name_max_bytes = name_max_bytes
         self._default = _options(default, repair_window)
         self._namespaces = {name: _options(settings, repair_window) for name, settings in namespaces.items()}
-        self.find = lru_cache(maxsize=_CACHED_CHANNELS)(self._find)
 
-    def _find(self, name: str) -> ChannelOptions | ReplyError:
+    def find(self, name: str) -> ChannelOptions | ReplyError:
         """Return the options of the channel, or why there is no such channel."""
         size = len(name.encode())
         if size == 0:

@@ -28,7 +28,7 @@ from gateway.timers import TimerWheel
 log = structlog.get_logger(__name__)
 
 _CHANNELS_AT_ONCE = 500  # opened, or compared with Redis, in one round trip
-_PAGE = 1000  # publications read at once while repairing
+_PAGE = 256  # publications read at once while repairing
 _PAUSE_SECONDS = 0.05
 _PAUSE_MAX_SECONDS = 1.0
 
@@ -182,12 +182,13 @@ class Hub:
         while True:
             await self._work.wait()
             self._work.clear()
-            while self._leaving:
-                leaving, self._leaving = self._leaving[:_CHANNELS_AT_ONCE], self._leaving[_CHANNELS_AT_ONCE:]
-                await self._streams.unsubscribe(leaving)
-            while self._opening:
-                opening, self._opening = self._opening[:_CHANNELS_AT_ONCE], self._opening[_CHANNELS_AT_ONCE:]
-                await self._open_all(opening)
+            while self._leaving or self._opening:
+                if self._leaving:  # first: a channel that was left and is open again must end up subscribed
+                    leaving, self._leaving = self._leaving[:_CHANNELS_AT_ONCE], self._leaving[_CHANNELS_AT_ONCE:]
+                    await self._streams.unsubscribe(leaving)
+                else:
+                    opening, self._opening = self._opening[:_CHANNELS_AT_ONCE], self._opening[_CHANNELS_AT_ONCE:]
+                    await self._open_all(opening)
 
     async def _open_all(self, channels: Sequence[FollowedChannel]) -> None:
         names = [channel.name for channel in channels]
@@ -201,7 +202,6 @@ class Hub:
                     self._leaving.append(channel.name)
                 channel.opened.set_exception(error)
                 channel.opened.exception()  # those who waited may be gone
-            self._work.set()
             return
         for channel, position in zip(channels, positions, strict=True):
             channel.position = position

@@ -54,7 +54,7 @@ class Flusher:
     """
 
     def __init__(self, count: Callable[[float], None]) -> None:
-        self._count = count
+        self.count = count
         self._waiting: list[Outbox] = []
 
     def add(self, outbox: "Outbox") -> None:
@@ -65,11 +65,11 @@ class Flusher:
 
     def _flush(self) -> None:
         waiting, self._waiting = self._waiting, []
-        self._count(sum([outbox.flush() for outbox in waiting]))
+        self.count(sum([outbox.flush() for outbox in waiting]))
 
 
 class Outbox:
-    """The pending messages of one client. Never waits for the client: past `limit` bytes it is closed as slow."""
+    """The pending messages of one client. Never waits for it: who leaves more than `limit` bytes untaken is slow."""
 
     __slots__ = ("_flusher", "_limit", "_pending", "_writer", "closed", "on_close", "size")
 
@@ -90,12 +90,16 @@ class Outbox:
         """Put a frame, perhaps shared with other clients."""
         if self.closed is not None:
             return
+        waiting = self.backlog
         if not self._pending:
             self._flusher.add(self)
         self._pending.append(frame)
         self.size += len(frame.payload)
-        if self.backlog > self._limit:
-            self.close(SLOW)
+        if waiting and waiting + len(frame.payload) > self._limit:
+            # Much in one turn is not the client's fault: let the kernel take it, then see what the client left.
+            self._flusher.count(self.flush())
+            if self._writer.buffered() > self._limit:
+                self.close(SLOW)
 
     @property
     def backlog(self) -> int:
@@ -118,7 +122,7 @@ class Outbox:
         if self.closed is not None:
             return
         if disconnect is not SLOW:
-            self.flush()
+            self._flusher.count(self.flush())
         self.abandon(disconnect)
         self._writer.close(disconnect)
 

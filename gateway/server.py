@@ -1,6 +1,7 @@
 """The uvicorn server of a node or a relay: says when it is ready, drains before it closes sockets, ends with 0."""
 
 import asyncio
+import resource
 import signal
 import socket
 from collections.abc import Iterator
@@ -59,7 +60,7 @@ class GatewayServer(uvicorn.Server):
         while not self._lifecycle.is_ready:  # noqa: ASYNC110 - peers are asked, they do not tell
             await asyncio.sleep(_READY_POLL_SECONDS)
         port = self.servers[0].sockets[0].getsockname()[1]
-        log.info("ready", port=port)
+        log.info("ready", port=port, node=self._node.name if self._node else None)
         print(f"ready http://{self.config.host}:{port}", flush=True)  # noqa: T201 - for whoever started us
 
     @contextmanager
@@ -80,6 +81,8 @@ class GatewayServer(uvicorn.Server):
 
 def run_node(settings: Settings) -> None:
     """Serve a node until SIGINT or SIGTERM."""
+    _, hard_limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard_limit, hard_limit))  # every client is an open file
     app = create_app(settings)
     node: Node = app.state.node
     PreparedFramesProtocol.close_seconds = settings.server.close_timeout_seconds

@@ -95,6 +95,7 @@ class Session:
         self._unconfirmed = 0
         self._room = asyncio.Event()  # set while another publication may be taken
         self._room.set()
+        self._leaving: Disconnect | None = None
         self._is_busy = False
         self._was_heard = False
         self.client = str(uuid4())
@@ -121,6 +122,13 @@ class Session:
     def close(self, disconnect: Disconnect) -> None:
         """End the connection from this side."""
         self._outbox.close(disconnect)
+
+    def leave(self, disconnect: Disconnect) -> None:
+        """End the connection once its publications under way are answered; nothing more is read from it."""
+        self._leaving = disconnect
+        self._room.clear()
+        if not self._unconfirmed:
+            self.close(disconnect)
 
     def end(self) -> None:
         """Release everything; the connection is over. May be called more than once."""
@@ -216,12 +224,15 @@ class Session:
 
     def _settled(self, command_id: int, error: BrokerError | None) -> None:
         self._unconfirmed -= 1
-        self._room.set()
         if error is None:
             self._metrics.commands_ok[PublishRequest.method].inc()
             self._reply(Reply(command_id, publish=PublishResult()))
         else:
             self._fail(command_id, PublishRequest.method, INTERNAL)
+        if self._leaving is None:
+            self._room.set()
+        elif not self._unconfirmed:
+            self.close(self._leaving)
 
     def _reply(self, reply: Reply) -> None:
         self._outbox.send(encode(reply))

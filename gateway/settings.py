@@ -5,14 +5,26 @@ Sources, later ones win: the defaults here, a TOML file (`--config` or `GATEWAY_
 A wrong or unknown key raises SettingsError with one line that names it. docs/configuration.md is made from this file.
 """
 
+import json
 import os
 import re
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_origin
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+from pydantic.fields import FieldInfo
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -130,7 +142,10 @@ class EngineSettings(_Section):
     reconnect_max_seconds: PositiveSeconds = Field(2.0, description="Longest pause between attempts to reconnect.")
     redis_connections_max: int = Field(16, ge=2, description="Redis connections of one process, besides pub/sub.")
     heartbeat_seconds: int = Field(
-        10, ge=1, le=300, description="A connection to Redis or RabbitMQ silent for twice this long is given up."
+        10,
+        ge=1,
+        le=300,
+        description="A connection to Redis or RabbitMQ silent for this long is probed, and given up without answer.",
     )
     queue_max_bytes: int = Field(
         1_073_741_824, ge=1_048_576, description="Bytes waiting in one relay queue; past it publishing is refused."
@@ -147,6 +162,14 @@ class EngineSettings(_Section):
         if bool(self.redis_url.get_secret_value()) != bool(self.rabbitmq_url.get_secret_value()):
             raise ValueError("redis_url and rabbitmq_url go together: set both for a cluster, none for memory")
         return self
+
+    @field_validator("redis_url", "rabbitmq_url")
+    @classmethod
+    def _known_scheme(cls, url: SecretStr, info: ValidationInfo) -> SecretStr:
+        schemes = ("redis://", "rediss://") if info.field_name == "redis_url" else ("amqp://", "amqps://")
+        if url.get_secret_value() and not url.get_secret_value().startswith(schemes):
+            raise ValueError(f"must begin with {' or '.join(schemes)}")
+        return url
 
     @property
     def is_memory(self) -> bool:
@@ -259,7 +282,8 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _positions_outlive_history(self) -> Self:
-        for name, options in [("channels", self.channels), *self.namespaces.items()]:
+        namespaces = {f"namespaces.{name}": options for name, options in self.namespaces.items()}
+        for name, options in {"channels": self.channels, **namespaces}.items():
             if options.history_ttl > self.engine.position_ttl_seconds:
                 raise ValueError(f"{name}.history_ttl must not exceed engine.position_ttl_seconds")
         return self
@@ -277,16 +301,15 @@ class Settings(BaseSettings):
         return (env_settings, init_settings)
 
 
-def read_settings(path: Path | None = None, environ: Mapping[str, str] | None = None) -> Settings:
+def read_settings(path: Path | None = None) -> Settings:
     """Read the settings from the TOML file at `path` (or where GATEWAY_CONFIG points) and the environment.
 
     Raises SettingsError with one line that names the file or key at fault.
     """
-    environ = os.environ if environ is None else environ
-    if path is None and environ.get(CONFIG_VARIABLE):
-        path = Path(environ[CONFIG_VARIABLE])
+    if path is None and os.environ.get(CONFIG_VARIABLE):
+        path = Path(os.environ[CONFIG_VARIABLE])
     values = _read_toml(path) if path else {}
-    _refuse_unknown_variables(environ)
+    _check_variables()
     try:
         return Settings(**values)
     except ValidationError as error:
@@ -305,22 +328,33 @@ def _read_toml(path: Path) -> dict[str, Any]:
         raise SettingsError(f"config file {path}: {error}") from None
 
 
-def _refuse_unknown_variables(environ: Mapping[str, str]) -> None:
-    known = {path.upper() for path in _paths(Settings)}
-    for name in environ:
+def _check_variables() -> None:
+    """Name what pydantic-settings would pass over (unknown keys) or not name (lists that are no JSON)."""
+    known = {path.upper(): field for path, field in _fields(Settings)}
+    for name, value in os.environ.items():
         if not name.upper().startswith(ENV_PREFIX) or name.upper() == CONFIG_VARIABLE:
             continue
         path = name[len(ENV_PREFIX) :].upper()
         is_namespace = re.fullmatch(r"NAMESPACES(__[A-Z0-9_.-]+)?", path)
         if path not in known and not is_namespace:
             raise SettingsError(f"environment variable {name}: unknown key")
+        if not is_namespace and get_origin(known[path].annotation) is tuple and not _is_json(value):
+            raise SettingsError(f'environment variable {name}: must be a JSON list, as in ["a", "b"]')
 
 
-def _paths(model: type[BaseModel]) -> Iterator[str]:
+def _fields(model: type[BaseModel]) -> Iterator[tuple[str, FieldInfo]]:
     for name, field in model.model_fields.items():
-        yield name
+        yield name, field
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            yield from (f"{name}__{inner}" for inner in _paths(field.annotation))
+            yield from ((f"{name}__{inner}", inner_field) for inner, inner_field in _fields(field.annotation))
+
+
+def _is_json(value: str) -> bool:
+    try:
+        json.loads(value)
+    except ValueError:
+        return False
+    return True
 
 
 def _first_fault(error: ValidationError) -> str:

@@ -1,6 +1,6 @@
 """The subscriptions of one session: commands about channels, and what the hub says to this client."""
 
-from broker.envelope import Position
+from broker.envelope import Position, Publication
 from broker.errors import BrokerError
 from broker.ports import Page, Streams
 from gateway.channels import ChannelOptions, Channels
@@ -100,11 +100,13 @@ class Subscriptions:
         return HistoryResult(messages, page.end.epoch, page.end.offset)
 
     async def _read(self, request: HistoryRequest, options: ChannelOptions) -> Page:
-        (end,) = await self._streams.positions([request.channel])
-        since = request.since
+        newest = await self._streams.read(request.channel, None, 1, reverse=True)
+        end, since = newest.end, request.since
         if since is not None and since.epoch not in ("", end.epoch):
             raise CommandError(UNRECOVERABLE_POSITION)
         # More may be kept than clients can read, for repairs: they see the last history_size, for history_ttl.
+        if options.has_expired(newest.publications):
+            return Page(end, [])
         oldest = max(0, end.offset - options.settings.history_size)
         limit = self._settings.history_limit_max
         limit = limit if request.limit == -1 else min(request.limit, limit)
@@ -113,9 +115,8 @@ class Subscriptions:
         else:
             start = max(oldest, since.offset if since is not None else 0)
         page = await self._streams.read(request.channel, start, limit, reverse=request.reverse)
-        if options.has_expired(page.publications[:1] if request.reverse else page.publications[-1:]):
-            return Page(page.end, [])
-        return Page(page.end, [publication for publication in page.publications if publication.offset > oldest])
+        visible = [publication for publication in page.publications if publication.offset > oldest]
+        return Page(page.end, _cut(visible, self._settings.outbox_max_bytes // 2))
 
     def close(self) -> None:
         """End every subscription."""
@@ -135,6 +136,16 @@ class Subscriptions:
         if isinstance(found, ReplyError):
             raise CommandError(found)
         return found
+
+
+def _cut(publications: list[Publication], max_bytes: int) -> list[Publication]:
+    """Return as many as fit into a reply, at least one: a reply must not be what makes a client slow."""
+    size = 0
+    for count, publication in enumerate(publications):
+        size += len(publication.data)
+        if count and size > max_bytes:
+            return publications[:count]
+    return publications
 
 
 def _require(refusal: ReplyError | None) -> None:

@@ -42,10 +42,11 @@ class TimerWheel:
         """Call what is due."""
         now = self._slot(self._clock())
         while self._next <= now:
-            for timer in self._slots.pop(self._next, ()):
+            due = self._slots.pop(self._next, ())
+            self._next += 1  # before the calls: what they set goes into a slot still to come
+            for timer in due:
                 if timer.callback is not None:
                     self._call(timer.callback)
-            self._next += 1
 
     async def run(self) -> None:
         """Turn for ever."""

@@ -46,6 +46,9 @@ end
 redis.call('HSET', meta, 'epoch', epoch, 'offset', string.format('%d', last), publisher, ARGV[3] .. ' ' .. now)
 redis.call('PEXPIRE', meta, ARGV[6])
 
+if count == 0 then
+  return {epoch, last, 1}
+end
 local head = string.format('%s %d %d %s\n', epoch, offset + 1, count, now)
 redis.call('PUBLISH', ARGV[7], head .. table.concat(ARGV, '', first_arg))
 return {epoch, last, 1}

@@ -1,5 +1,6 @@
 """The JSON codec: frames hold one or more objects joined by a line break, in both directions."""
 
+import json as stdlib_json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -79,7 +80,7 @@ def _decode_command(line: str) -> Command:
     except msgspec.ValidationError as error:
         return _decode_malformed(line, str(error))
     except (msgspec.DecodeError, RecursionError) as error:
-        raise ProtocolError(MALFORMED.because(f"not JSON: {error}")) from None
+        raise _not_json(error) from None
     offered = (wire.connect, wire.subscribe, wire.unsubscribe, wire.publish, wire.history, wire.send, wire.ping)
     requests: list[Request] = [request for request in offered if request is not None]
     later = (wire.presence, wire.presence_stats, wire.rpc, wire.refresh, wire.sub_refresh)
@@ -107,7 +108,24 @@ def _decode_malformed(line: str, detail: str) -> Command:
         command_id = _ids.decode(line).id
     except msgspec.ValidationError:
         command_id = 0
+    except (msgspec.DecodeError, RecursionError) as error:  # the first decoder stopped before it came to this
+        raise _not_json(error) from None
     return _answerable(command_id, MalformedRequest(detail), detail)
+
+
+def _decode_refused(line: str, error: Exception) -> Command:
+    """Answer what is JSON by its grammar, but no text: half a surrogate pair, as of a string cut within an emoji."""
+    try:
+        parsed = stdlib_json.loads(line)
+    except (ValueError, RecursionError):
+        raise _not_json(error) from None
+    command_id = parsed.get("id") if isinstance(parsed, dict) else None
+    return _answerable(command_id if type(command_id) is int else 0, MalformedRequest(f"no valid text: {error}"))
+
+
+def _not_json(error: Exception) -> ProtocolError:
+    detail = "nested too deep" if isinstance(error, RecursionError) else f"not JSON: {error}"
+    return ProtocolError(MALFORMED.because(detail))
 
 
 def _answerable(command_id: int, request: Request, detail: str = "id must be above 0") -> Command:

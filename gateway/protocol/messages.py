@@ -3,10 +3,13 @@
 Field names are those on the wire. `Raw` fields are JSON in place: their bytes pass through, never decoded.
 """
 
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import msgspec
 from msgspec import Raw
+
+Offset = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
+"""A uint64 in client.proto; clients and Redis scripts count in less."""
 
 
 class _Wire(msgspec.Struct, omit_defaults=True):
@@ -16,7 +19,7 @@ class _Wire(msgspec.Struct, omit_defaults=True):
 class StreamPosition(_Wire):
     """A place in a channel's stream."""
 
-    offset: int = 0
+    offset: Offset = 0
     epoch: str = ""
 
 
@@ -38,7 +41,7 @@ class SubscribeRequest(_Wire):
     token: str = ""
     recover: bool = False
     epoch: str = ""
-    offset: int = 0
+    offset: Offset = 0
     positioned: bool = False
     recoverable: bool = False
     flag: int = 0

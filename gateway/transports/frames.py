@@ -6,6 +6,7 @@ a client that stops reading is cut off in bounded time, and a flood of pings to 
 
 from typing import Any
 
+from uvicorn._types import ASGISendEvent
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from websockets.exceptions import InvalidState
 from websockets.frames import Frame as WireFrame
@@ -54,6 +55,11 @@ class PreparedFramesProtocol(WebSocketsSansIOProtocol):
         scope: dict[str, Any] | None = getattr(self, "scope", None)  # absent when the handshake was refused
         if scope is not None:
             scope["extensions"][WRITER_EXTENSION] = self
+
+    async def send(self, message: ASGISendEvent) -> None:
+        await super().send(message)
+        if message["type"] == "websocket.http.response.body" and not message.get("more_body", False):
+            self.handshake_complete = True  # refused by the app: uvicorn would log that it is not complete
 
     def handle_ping(self) -> None:
         answer = b"".join(self.conn.data_to_send())

@@ -106,12 +106,12 @@ class WebSocketTransport:
         session.end()
 
     async def drain(self, seconds: float) -> None:
-        """Close every connection with 3001, in slices spread over the time."""
+        """Have every connection leave with 3001, in slices spread over the time."""
         sessions = list(self.sessions)
         slices = max(1, min(len(sessions), int(seconds * 10)))
         for index in range(slices):
             for session in sessions[index::slices]:
-                session.close(SHUTDOWN)
+                session.leave(SHUTDOWN)
             if index + 1 < slices:
                 await asyncio.sleep(seconds / slices)
 
