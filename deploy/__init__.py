@@ -1,0 +1,1 @@
+"""How the gateway is run: the local cluster, and what the compose stack mounts."""
