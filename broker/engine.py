@@ -1,9 +1,9 @@
 """From URLs to opened ports. Without URLs everything lives in this process."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from broker.memory import MemoryRelayQueue, MemoryStreams
 from broker.ports import Observer, RelayQueue, Streams
@@ -48,7 +48,7 @@ async def open_engine(
     *,
     role: Literal["node", "relay"],
     observer: Observer,
-    start: Callable[[Awaitable[None]], object],
+    start: Callable[[Coroutine[Any, Any, None]], object],
 ) -> AsyncIterator[Engine]:
     """Open the engine that `config` names. `start` runs connection keepers; `observer` hears of reconnections.
 

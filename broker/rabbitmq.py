@@ -7,7 +7,7 @@ Publishing and consuming use connections of their own, so that a blocked publish
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -308,7 +308,7 @@ async def open_rabbit_relay_queue(
     reconnect_max: float,
     consumes: bool,
     observer: Observer,
-    start: Callable[[Awaitable[None]], object],
+    start: Callable[[Coroutine[Any, Any, None]], object],
 ) -> AsyncIterator[RabbitRelayQueue]:
     """Open the relay queues at `url`: to publish to (a node), or to consume from as well (`consumes`, a relay).
 

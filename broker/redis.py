@@ -8,7 +8,7 @@ import asyncio
 import random
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
 from importlib.resources import files
 from typing import Any
@@ -294,7 +294,7 @@ async def open_redis_streams(
     connections_max: int,
     heartbeat: float,
     observer: Observer,
-    start: Callable[[Awaitable[None]], object],
+    start: Callable[[Coroutine[Any, Any, None]], object],
 ) -> AsyncIterator[RedisStreams]:
     """Open Streams on the Redis at `url`. `start` runs the connection keeper as a background task."""
     no_retry = Retry(NoBackoff(), 0)  # the commit is idempotent, and the caller decides when to repeat it

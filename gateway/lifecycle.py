@@ -1,8 +1,9 @@
 """The phases of a process, and its background tasks: one that dies makes the process unready, loudly."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from enum import Enum
+from typing import Any
 
 import structlog
 
@@ -50,7 +51,7 @@ class Supervisor:
 
     def __init__(self, lifecycle: Lifecycle) -> None:
         self._lifecycle = lifecycle
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: dict[asyncio.Task[None], Coroutine[Any, Any, None]] = {}
 
     async def __aenter__(self) -> "Supervisor":
         return self
@@ -59,12 +60,14 @@ class Supervisor:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        for work in self._tasks.values():
+            work.close()  # a task cancelled before its first turn has not begun it
 
-    def start(self, work: Awaitable[None]) -> None:
+    def start(self, work: Coroutine[Any, Any, None]) -> None:
         """Run this in the background until the end."""
-        self._tasks.add(asyncio.create_task(self._watch(work)))
+        self._tasks[asyncio.create_task(self._watch(work))] = work
 
-    async def _watch(self, work: Awaitable[None]) -> None:
+    async def _watch(self, work: Coroutine[Any, Any, None]) -> None:
         name = getattr(work, "__qualname__", repr(work))
         try:
             await work

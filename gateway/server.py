@@ -20,7 +20,7 @@ from gateway.transports.frames import PreparedFramesProtocol
 
 log = structlog.get_logger(__name__)
 
-_READY_POLL_SECONDS = 0.05
+_POLL_SECONDS = 0.05
 
 
 class GatewayServer(uvicorn.Server):
@@ -39,8 +39,11 @@ class GatewayServer(uvicorn.Server):
         self._announcement.cancel()
         self._lifecycle.phase = Phase.DRAINING
         log.info("draining")
-        if self._node is not None and not self.force_exit:
-            await self._drain(self._node)
+        if self._node is not None:
+            drain = asyncio.create_task(self._drain(self._node))
+            while not drain.done() and not self.force_exit:
+                await asyncio.wait([drain], timeout=_POLL_SECONDS)
+            drain.cancel()
         await super().shutdown(sockets=sockets)
         log.info("stopped")
 
@@ -58,7 +61,7 @@ class GatewayServer(uvicorn.Server):
 
     async def _announce(self) -> None:
         while not self._lifecycle.is_ready:  # noqa: ASYNC110 - peers are asked, they do not tell
-            await asyncio.sleep(_READY_POLL_SECONDS)
+            await asyncio.sleep(_POLL_SECONDS)
         port = self.servers[0].sockets[0].getsockname()[1]
         log.info("ready", port=port, node=self._node.name if self._node else None)
         print(f"ready http://{self.config.host}:{port}", flush=True)  # noqa: T201 - for whoever started us
