@@ -16,15 +16,15 @@ import aio_pika
 import aiormq.abc
 import structlog
 from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractExchange, UnderlayConnection
-from aio_pika.exceptions import AMQPError, DeliveryError, PublishError
+from aio_pika.exceptions import DeliveryError, PublishError
 
-from broker.errors import Refused, Unavailable
+from broker.cancellation import is_cancelled, raise_if_cancelled
+from broker.errors import BrokerError, Refused, Unavailable
 from broker.ports import Consumer, Delivery, Observer
 
 log = structlog.get_logger(__name__)
 
 _WATCH_SECONDS = 1.0  # how often a connection is asked whether RabbitMQ blocks it
-_ERRORS = (AMQPError, OSError, RuntimeError, TimeoutError)  # aiormq raises RuntimeErrors of its own on closed objects
 
 
 @dataclass(frozen=True)
@@ -95,17 +95,17 @@ class _Link:
         pause, lost = 0.0, False
         while True:
             try:
-                async with asyncio.timeout(self._timeout * 4):
-                    await self._open(topology)
+                with _translated("connect"):
+                    async with asyncio.timeout(self._timeout * 4):
+                        await self._open(topology)
                 if lost:
                     observer("rabbitmq")
                 pause = 0.0
                 log.info("rabbitmq connected", link=self._name)
-                await self._watch()
-            except _ERRORS as error:
-                log.warning("rabbitmq connection lost", link=self._name, error=str(error) or type(error).__name__)
-            except asyncio.CancelledError as error:
-                _raise_if_ours(error)
+                with _translated("watch"):
+                    await self._watch()
+            except Unavailable as error:
+                log.warning("rabbitmq connection lost", link=self._name, error=str(error))
             finally:
                 await self._drop()
             lost = True
@@ -174,18 +174,15 @@ def _translated(doing: str) -> Iterator[None]:
     """Turn the client library's errors into Unavailable."""
     try:
         yield
-    except _ERRORS as error:
+    except BrokerError:
+        raise
+    except Exception as error:  # aiormq raises RuntimeErrors and bare Exceptions, too, on closed connections
         raise Unavailable(f"rabbitmq: {doing}: {str(error) or type(error).__name__}") from error
-    except asyncio.CancelledError as error:
-        _raise_if_ours(error)
+    except asyncio.CancelledError:
+        if is_cancelled():
+            raise
         raise Unavailable(f"rabbitmq: {doing}: connection lost") from None
-
-
-def _raise_if_ours(error: asyncio.CancelledError) -> None:
-    """Raise a cancellation that was asked of this task. aiormq lets those of its own tasks escape when it closes."""
-    task = asyncio.current_task()
-    if task is None or task.cancelling():
-        raise error
+    raise_if_cancelled()
 
 
 class RabbitConsumer:

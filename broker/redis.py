@@ -20,6 +20,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import NoScriptError, RedisError, ResponseError
 
+from broker.cancellation import raise_if_cancelled
 from broker.envelope import Batch, Group, Position, Publication, decode_committed, decode_publication
 from broker.errors import Malformed, Refused, Unavailable
 from broker.ports import Follower, Observer, Outcome, Page
@@ -125,6 +126,8 @@ class RedisStreams:
                 answers = await self._pipeline(script, calls)
         except (RedisError, OSError, TimeoutError) as error:
             raise Unavailable(f"redis: {error}") from error
+        finally:
+            raise_if_cancelled()
         for answer in answers:
             if isinstance(answer, RedisError) and not _is_final(answer):
                 raise Unavailable(f"redis: {answer}")
@@ -182,7 +185,7 @@ class RedisSubscriptions:
             async with asyncio.timeout(self._timeout):
                 await self._command("SUBSCRIBE", channels)
                 await asyncio.gather(*map(asyncio.shield, answers))
-        except (RedisError, OSError, TimeoutError) as error:
+        except (RedisError, OSError, TimeoutError, Unavailable) as error:
             await self.remove(channels)
             raise Unavailable(f"redis: subscribe: {error or 'no answer in time'}") from error
 
@@ -199,6 +202,7 @@ class RedisSubscriptions:
         for start in range(0, len(names), _CHANNELS_PER_COMMAND):
             if self._connection is not None:
                 await self._connection.send_command(name, *names[start : start + _CHANNELS_PER_COMMAND])
+                raise_if_cancelled()
 
     async def run(
         self, connect: Callable[[], AbstractConnection], reconnect_max: float, heartbeat: float, observer: Observer
@@ -242,18 +246,16 @@ class RedisSubscriptions:
         log.info("redis pub/sub connected", channels=len(self._wanted))
         pinged = False
         while True:
-            try:
-                patience = self._timeout if pinged else heartbeat
-                message = await connection.read_response(timeout=patience, disconnect_on_error=False)
-            except (TimeoutError, redis_asyncio.TimeoutError):
+            patience = self._timeout if pinged else heartbeat
+            message = await connection.read_response(timeout=patience, disconnect_on_error=False)
+            raise_if_cancelled()
+            if message is None:  # redis-py's word for the timeout
                 if pinged:
-                    raise
-                pinged = True
+                    raise TimeoutError("no answer to a ping")
                 await connection.send_command("PING", check_health=False)
-                continue
-            pinged = False
-            if isinstance(message, list):
+            elif isinstance(message, list):
                 self._take(message)
+            pinged = message is None
 
     def _take(self, message: list[Any]) -> None:
         match message:
