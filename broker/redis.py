@@ -28,6 +28,8 @@ from broker.ports import Follower, Observer, Outcome, Page
 log = structlog.get_logger(__name__)
 
 _CHANNELS_PER_COMMAND = 500
+# AttributeError: redis-py writes to a connection that was closed under it (its writer is None by then).
+_ERRORS = (RedisError, OSError, TimeoutError, AttributeError)
 # Answers that say "not now" rather than "never": the same call may succeed later.
 _TRANSIENT = (
     "BUSY",
@@ -124,7 +126,7 @@ class RedisStreams:
             if any(isinstance(answer, NoScriptError) for answer in answers):  # a new server: all again, it is safe
                 script.sha = await self._redis.script_load(script.source)
                 answers = await self._pipeline(script, calls)
-        except (RedisError, OSError, TimeoutError) as error:
+        except _ERRORS as error:
             raise Unavailable(f"redis: {error}") from error
         finally:
             raise_if_cancelled()
@@ -185,7 +187,7 @@ class RedisSubscriptions:
             async with asyncio.timeout(self._timeout):
                 await self._command("SUBSCRIBE", channels)
                 await asyncio.gather(*map(asyncio.shield, answers))
-        except (RedisError, OSError, TimeoutError, Unavailable) as error:
+        except (*_ERRORS, Unavailable) as error:
             await self.remove(channels)
             raise Unavailable(f"redis: subscribe: {error or 'no answer in time'}") from error
 
@@ -194,7 +196,7 @@ class RedisSubscriptions:
         for channel in channels:
             self._waiting.pop(channel, None)
         if self._connection is not None:
-            with suppress(RedisError, OSError, TimeoutError):  # a connection that breaks here forgets them anyway
+            with suppress(*_ERRORS):  # a connection that breaks here forgets them anyway
                 await self._command("UNSUBSCRIBE", channels)
 
     async def _command(self, name: str, channels: Iterable[str]) -> None:
@@ -217,11 +219,11 @@ class RedisSubscriptions:
                     observer("redis")
                 pause = 0.0
                 await self._hear(connection, heartbeat)
-            except (RedisError, OSError, TimeoutError) as error:
+            except _ERRORS as error:
                 log.warning("redis pub/sub connection lost", error=str(error) or type(error).__name__)
             finally:
                 self._lose()
-                with suppress(RedisError, OSError, TimeoutError):
+                with suppress(*_ERRORS):
                     await connection.disconnect(nowait=True)
             lost = True
             pause = min(reconnect_max, max(0.05, pause * 2))
