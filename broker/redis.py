@@ -5,6 +5,7 @@ Keys of channel C, in one hash slot: `<prefix>:{cC}:meta` (epoch, offset, last b
 """
 
 import asyncio
+import hashlib
 import random
 import secrets
 import time
@@ -51,7 +52,7 @@ _ID_MAX = 2**64 - 1  # of either half of a stream entry's id
 class _Script:
     def __init__(self, name: str) -> None:
         self.source = files("broker").joinpath("lua", name).read_text(encoding="utf-8")
-        self.sha = ""
+        self.sha = hashlib.sha1(self.source.encode(), usedforsecurity=False).hexdigest()
 
 
 class RedisStreams:
@@ -122,10 +123,9 @@ class RedisStreams:
     async def _run(self, script: _Script, calls: Sequence[Sequence[Any]]) -> list[Any]:
         """Run a script once per call, in one round trip; errors of a single call are among the answers."""
         try:
-            answers = await self._pipeline(script, calls) if script.sha else [NoScriptError()]
+            answers = await self._pipeline("EVALSHA", script.sha, calls)
             if any(isinstance(answer, NoScriptError) for answer in answers):  # a new server: all again, it is safe
-                script.sha = await self._redis.script_load(script.source)
-                answers = await self._pipeline(script, calls)
+                answers = await self._pipeline("EVAL", script.source, calls)
         except _ERRORS as error:
             raise Unavailable(f"redis: {error}") from error
         finally:
@@ -135,10 +135,10 @@ class RedisStreams:
                 raise Unavailable(f"redis: {answer}")
         return answers
 
-    async def _pipeline(self, script: _Script, calls: Sequence[Sequence[Any]]) -> list[Any]:
+    async def _pipeline(self, command: str, script: str, calls: Sequence[Sequence[Any]]) -> list[Any]:
         async with self._redis.pipeline(transaction=False) as pipeline:
             for call in calls:
-                pipeline.execute_command("EVALSHA", script.sha, *call)
+                pipeline.execute_command(command, script, *call)
             return await pipeline.execute(raise_on_error=False)
 
 
