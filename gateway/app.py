@@ -7,6 +7,7 @@ from typing import Literal
 from uuid import uuid4
 
 from starlette.applications import Starlette
+from starlette.responses import PlainTextResponse
 from starlette.routing import WebSocketRoute
 from starlette.websockets import WebSocket
 
@@ -102,7 +103,11 @@ def create_app(settings: Settings, *, engine: Engine | None = None) -> Starlette
         assert node.transport is not None
         await node.transport.serve(websocket)
 
-    routes = [WebSocketRoute(path, serve) for path in SOCKET_PATHS] + health_routes(node.lifecycle, node.metrics)
+    async def not_found(websocket: WebSocket) -> None:
+        await websocket.send_denial_response(PlainTextResponse("Not Found", 404))
+
+    sockets = [WebSocketRoute(path, serve) for path in SOCKET_PATHS]
+    routes = [*sockets, WebSocketRoute("/{path:path}", not_found), *health_routes(node.lifecycle, node.metrics)]
     if settings.server.page:
         routes += page_routes()
     app = Starlette(routes=routes, lifespan=lifespan)

@@ -4,11 +4,13 @@ The class offers itself to the app as the ASGI extension `gateway.writer`. It al
 a client that stops reading is cut off in bounded time, and a flood of pings to a client that does not read is ignored.
 """
 
+import asyncio
 from typing import Any
 
 from uvicorn._types import ASGISendEvent
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from websockets.exceptions import InvalidState
+from websockets.frames import CloseCode
 from websockets.frames import Frame as WireFrame
 from websockets.http11 import Request
 
@@ -17,12 +19,15 @@ from gateway.protocol.codes import SHUTDOWN, Disconnect
 
 WRITER_EXTENSION = "gateway.writer"
 _DEFAULT_CLOSE_SECONDS = 5.0
+_HEADERS_REFUSED = b"HTTP/1.1 431 Request Header Fields Too Large\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
+_QUIET_SECONDS = 0.25  # within close_seconds
 
 
 class PreparedFramesProtocol(WebSocketsSansIOProtocol):
     """One server connection; a Writer for its outbox. `close_seconds` bounds every wait for the client."""
 
     close_seconds = _DEFAULT_CLOSE_SECONDS
+    quiet_timer: asyncio.TimerHandle | None = None
 
     # As a Writer.
 
@@ -43,12 +48,23 @@ class PreparedFramesProtocol(WebSocketsSansIOProtocol):
         self.transport.write(b"".join(self.conn.data_to_send()))
         self.close_sent = True
         self.queue.put_nowait({"type": "websocket.disconnect", "code": disconnect.code, "reason": disconnect.reason})
-        if self.read_paused:  # the answer to the close frame must be read
+        self._await_close()
+
+    def _await_close(self) -> None:
+        """Read on for the client's answer to the close frame, but not for ever."""
+        if self.read_paused:
             self.read_paused = False
             self.transport.resume_reading()
         self.close_timer = self.loop.call_later(self.close_seconds, self.transport.abort)
 
     # As uvicorn's protocol.
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if not self.handshake_initiated and self.conn.handshake_exc is not None:
+            # uvicorn says nothing to a handshake whose headers the WebSocket library refuses: it would hang.
+            self.transport.write(_HEADERS_REFUSED)
+            self.transport.close()
 
     def handle_connect(self, event: Request) -> None:
         super().handle_connect(event)
@@ -70,9 +86,40 @@ class PreparedFramesProtocol(WebSocketsSansIOProtocol):
         super().handle_close(event)
         self._abort_later()
 
+    def send_receive_event_to_app(self) -> None:
+        # As uvicorn's, which logs a stack trace for every message that is not UTF-8.
+        data, self.frames = b"".join(self.frames), []
+        if self.close_sent:
+            return
+        if self.curr_msg_data_type == "text":
+            try:
+                self.queue.put_nowait({"type": "websocket.receive", "text": data.decode()})
+            except UnicodeDecodeError:
+                self.conn.send_close(CloseCode.INVALID_DATA, "invalid UTF-8")
+                self.handle_parser_exception()
+                return
+        else:
+            self.queue.put_nowait({"type": "websocket.receive", "bytes": data})
+        if not self.read_paused:
+            self.read_paused = True
+            self.transport.pause_reading()
+
     def handle_parser_exception(self) -> None:
-        super().handle_parser_exception()
-        self._abort_later()
+        """End a connection whose input is at fault; called again for all that arrives after the fault.
+
+        To close with input unread would reset the connection, and the reset overtake the close frame. So what is still
+        coming is read and dropped, until the client is quiet.
+        """
+        if not self.close_sent:
+            closed = self.conn.close_sent
+            assert closed is not None
+            self.queue.put_nowait({"type": "websocket.disconnect", "code": closed.code, "reason": closed.reason})
+            self.transport.write(b"".join(self.conn.data_to_send()))
+            self.close_sent = True
+            self._await_close()
+        if self.quiet_timer is not None:
+            self.quiet_timer.cancel()
+        self.quiet_timer = self.loop.call_later(_QUIET_SECONDS, self.transport.close)
 
     def shutdown(self) -> None:
         if self.handshake_complete:
