@@ -1,0 +1,1 @@
+"""What broker/ports.py promises, on every engine."""
