@@ -345,7 +345,7 @@ async def test_a_consume_cancelled_at_any_moment_leaves_nobody_in_line(queues: R
             await turns(1)
             needed += 1
         await entering.result().__aexit__()
-    for number in range(0, needed * 3 // 2, max(1, needed // 60)):
+    for number in [*range(0, needed * 3 // 2, max(1, needed // 40))] * 4:
         async with running(insist(lambda: entered(queues.consumer, 0))) as entering:
             await turns(number)
         if not entering.cancelled():

@@ -98,6 +98,11 @@ class RunningNode:
         """The server's ends of all WebSockets."""
         return {one for one in self.server.server_state.connections if isinstance(one, PreparedFramesProtocol)}
 
+    def shrink_send_buffers(self) -> None:
+        """Let the kernel keep little for clients that do not read, instead of megabytes."""
+        for protocol in self.sockets:
+            protocol.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+
     async def get(self, path: str, **headers: str) -> httpx.Response:
         async with httpx.AsyncClient(trust_env=False) as client:
             return await client.get(self.url(path, "http"), headers=headers, timeout=BOUND_SECONDS)
@@ -146,6 +151,19 @@ class RunningNode:
         self.server.should_exit = True
         async with asyncio.timeout(BOUND_SECONDS):
             await self.task
+
+
+@asynccontextmanager
+async def clean(node: RunningNode) -> AsyncIterator[RunningNode]:
+    """A node that tests share: each must leave it without sessions, sockets, channels."""
+    yield node
+    await eventually(lambda: node.sessions == 0, "the sessions of this test have ended")
+    await eventually(lambda: not node.server.server_state.connections, "its sockets are closed")
+    await eventually(lambda: not node.server.server_state.tasks, "the tasks of their endpoints have ended")
+    await eventually(lambda: node.value("gateway_channels") == 0, "its channels are left")
+    assert node.value("gateway_subscriptions") == 0
+    assert node.value("gateway_outbox_bytes") == 0
+    assert node.node.lifecycle.failed is None
 
 
 @asynccontextmanager

@@ -50,10 +50,6 @@ async def test_node_is_starting_until_it_is_open_and_then_serves() -> None:
 
 
 @pytest.mark.parametrize("is_embedded", [True, False])
-async def has_relays(queue: MemoryRelayQueue, count: int) -> bool:
-    return await queue.relays() == count
-
-
 async def test_node_uses_the_engine_it_is_given_and_relays_only_for_an_embedded_one(is_embedded: bool) -> None:
     queue = MemoryRelayQueue(2)
     engine = Engine(MemoryStreams(), queue, lambda: {"redis": True}, is_embedded=is_embedded)

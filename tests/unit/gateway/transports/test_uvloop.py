@@ -10,7 +10,7 @@ import pytest
 from uvicorn.loops.auto import auto_loop_factory
 
 from tests.unit.gateway import test_server
-from tests.unit.gateway.transports import test_frames, test_websocket
+from tests.unit.gateway.transports import test_frames, test_uvicorn, test_websocket
 from tests.unit.servers import RunningNode, node_settings, running_node
 from tests.unit.waiting import BOUND_SECONDS
 
@@ -19,12 +19,12 @@ WITH_NODE: list[Callable[[RunningNode], Awaitable[None]]] = [
     test_websocket.test_connection_lost_without_a_word_releases_everything,
     test_websocket.test_half_closed_connection_ends,
     test_websocket.test_a_thousand_connections_opened_and_dropped_leave_no_trace,
-    test_frames.test_flood_of_pings_from_a_client_that_does_not_read_is_not_answered_without_bound,
+    test_frames.test_pings_of_a_client_that_does_not_read_are_not_answered_without_bound,
 ]
 ALONE: list[Callable[[], Awaitable[None]]] = [
     test_websocket.test_client_that_never_reads_is_3008_when_it_reads_again_and_others_get_everything,
     test_websocket.test_client_that_never_reads_again_is_cut_off,
-    test_frames.test_uvicorn_does_not_read_on_until_the_app_receives,
+    test_uvicorn.test_uvicorn_does_not_read_on_until_the_app_receives,
     test_frames.test_client_that_does_not_answer_a_close_is_cut_off,
     test_server.test_what_clients_published_is_settled_before_the_end,
 ]
