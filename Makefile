@@ -79,9 +79,10 @@ clean:  ## delete what verbs have made, but for certificates and .env
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed (PYTHON=)")'
-	@$(PYTHON) -m venv $(VENV)
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
 
 $(VENV)/.runs: requirements.txt | $(BIN)/python
+	@echo "installing the libraries into $(VENV): once, a minute or two"
 	@$(PIP) -r $<
 	@touch $@
 

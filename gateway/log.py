@@ -12,8 +12,9 @@ def configure_logs(settings: LogSettings) -> None:
     """Set up structlog, and quieten the libraries: uvicorn's accept lines hold query strings, which may hold tokens."""
     level = logging.getLevelNamesMapping()[settings.level.upper()]
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(levelname)s %(name)s %(message)s")
-    for noisy in ("uvicorn.error", "aio_pika", "aiormq"):
-        logging.getLogger(noisy).setLevel(logging.ERROR)
+    logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
+    for noisy in ("aio_pika", "aiormq"):  # what they log they also raise, and the adapter says it once
+        logging.getLogger(noisy).setLevel(logging.CRITICAL)
     renderer: structlog.typing.Processor
     if settings.format == "json":
         renderer = structlog.processors.JSONRenderer()

@@ -44,6 +44,7 @@ class GatewayServer(uvicorn.Server):
             while not drain.done() and not self.force_exit:
                 await asyncio.wait([drain], timeout=_POLL_SECONDS)
             drain.cancel()
+            self.force_exit = False  # it was about the drain: the parts are still closed in order
         await super().shutdown(sockets=sockets)
         log.info("stopped")
 

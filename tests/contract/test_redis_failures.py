@@ -2,15 +2,17 @@
 
 import asyncio
 import shutil
+import socket
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 import redis
 
-from broker.envelope import Batch, Publication, encode_committed, encode_publication
+from broker.envelope import Publication, encode_committed, encode_publication
 from broker.errors import Refused, Unavailable
 from broker.ports import Streams
 from broker.redis import RedisStreams
@@ -405,24 +407,33 @@ class TestDisturbedByOthers:
         await streams.append([batch(2, {"a": [b"3"]})])
         assert placed((await everything(streams, "a")).publications) == [(1, b"1"), (3, b"3")]
 
-    async def test_what_waits_in_the_socket_is_not_heard_after_unsubscribe(
-        self, brokers: ServerBrokers, redis_client: "redis.Redis", streams: RedisStreams
+    async def test_what_redis_sends_before_it_reads_the_unsubscribe_is_not_heard(
+        self, brokers: ServerBrokers, redis_server: Redis, redis_client: "redis.Redis", streams: RedisStreams
     ) -> None:
         ear = Ear()
         streams.follow(ear)
         await streams.subscribe(["a"])
         group = encode_committed("epoch", 1, 1.0, [encode_publication(Publication(b"x"))])
-        redis_client.publish(topic(brokers, "a"), group)  # blocking: it has arrived before the loop goes on
-        await streams.unsubscribe(["a"])
-        heard = list(ear.events)
+        with closing(socket.create_connection(("127.0.0.1", redis_server.port))) as connection:
+            redis_server.pause()
+            await asyncio.to_thread(connection.sendall, publish_command(topic(brokers, "a"), group))
+            await streams.unsubscribe(["a"])
+            redis_server.resume()
+            assert await asyncio.to_thread(connection.recv, 4) == b":1\r\n"  # it had a subscriber then
         await Sentinel(streams, ear).passed()
-        assert ear.groups("a") == heard
+        assert ear.groups("a") == []
 
-
-async def append_for_ever(streams: Streams, one: Batch) -> None:
-    """Append a batch over and over, until that raises."""
-    while True:
-        await streams.append([one])
+    async def test_a_stream_without_its_position_begins_anew(
+        self, brokers: ServerBrokers, redis_client: "redis.Redis", streams: RedisStreams
+    ) -> None:
+        await streams.append([batch(1, {"a": numbered(3), "b": numbered(3)})])
+        before = await streams.positions(["a", "b"])
+        assert redis_client.delete(f"{topic(brokers, 'a')}:meta", f"{topic(brokers, 'b')}:meta") == 2
+        await streams.append([batch(2, {"a": [b"new"]})])
+        assert placed((await everything(streams, "a")).publications) == [(1, b"new")]
+        assert (await everything(streams, "b")).publications == []
+        for old, new in zip(before, await streams.positions(["a", "b"]), strict=True):
+            assert new.epoch != old.epoch
 
 
 async def test_publishers_silent_for_an_hour_make_room_for_new_ones(
@@ -438,6 +449,12 @@ async def test_publishers_silent_for_an_hour_make_room_for_new_ones(
     await streams.append([batch(1, {"a": [b"x"]}, publisher=f"recent-{number}") for number in range(20)])
     (position,) = await streams.positions(["a"])
     assert position.offset == 21
+
+
+def publish_command(topic: str, message: bytes) -> bytes:
+    """PUBLISH as Redis reads it, for a connection that does not wait for the answer (RESP2)."""
+    words = [b"PUBLISH", topic.encode(), message]
+    return b"*3\r\n" + b"".join(b"$%d\r\n%s\r\n" % (len(word), word) for word in words)
 
 
 def spin(client: "redis.Redis") -> None:

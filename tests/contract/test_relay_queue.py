@@ -81,6 +81,17 @@ async def test_leaving_hands_back_in_order_what_was_not_acknowledged(queues: Que
     assert all(delivery.redelivered for delivery in again[: len(first)])
 
 
+async def test_what_is_handed_back_comes_before_what_was_published_meanwhile(queues: Queues[RelayQueue]) -> None:
+    published = numbered(10)
+    await publish_all(queues.publisher, 0, published[:5])
+    async with queues.consumer.consume(0) as consumer:
+        deliveries = await take(consumer, 5)
+        await consumer.acknowledge(deliveries[1].tag)
+        await publish_all(queues.publisher, 0, published[5:])
+    async with queues.consumer.consume(0) as consumer:
+        assert bodies(await take(consumer, 8)) == published[2:]
+
+
 async def test_leaving_by_an_error_hands_back_too(queues: Queues[RelayQueue]) -> None:
     published = numbered(5)
     await publish_all(queues.publisher, 0, published)

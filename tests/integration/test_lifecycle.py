@@ -174,8 +174,7 @@ def make_run(port: int) -> str:
     """The shell command behind `make run`, with the Python of these tests."""
     dry_run = ["make", "--dry-run", "run", f"PORT={port}"]
     lines = subprocess.run(dry_run, cwd=ROOT, env=inherited(), check=True, capture_output=True, text=True).stdout
-    command = lines.splitlines()[-1]
-    assert ".venv/bin/python -m gateway serve" in command
+    (command,) = (line for line in lines.splitlines() if ".venv/bin/python -m gateway serve" in line)
     return command.replace(".venv/bin/python", sys.executable)
 
 
