@@ -94,7 +94,9 @@ class ClientSettings(_Section):
     channels_max: int = Field(128, ge=1, description="Subscriptions of one connection (else error 106).")
     channel_name_max_bytes: int = Field(255, ge=1, le=4096, description="Longest channel name (else error 107).")
     outbox_max_bytes: int = Field(
-        1_048_576, ge=4096, description="Bytes waiting for a client that does not read; past it, close 3008."
+        1_048_576,
+        ge=4096,
+        description="Bytes waiting for a client that does not read; past it, close 3008. A recovery may have half.",
     )
     publish_rate_per_second: float = Field(
         500.0, gt=0, description="Publications per second and connection, a token bucket (else error 111)."

@@ -120,4 +120,4 @@ def _stop_together(processes: Sequence[Process]) -> None:
     for process in started:
         process.terminate()
     for process in started:
-        process.stop()
+        process.end()  # a second SIGTERM would skip the drain

@@ -40,7 +40,7 @@ class Nginx(Process):
         (self._prefix / "conf.d").mkdir(exist_ok=True)
         for name in ("nginx.conf", "proxy.conf"):
             shutil.copyfile(_SOURCES / name, self._prefix / name)
-        servers = "\n".join(f"    server {HOST}:{port} max_fails=2 fail_timeout=1s;" for port in self._nodes)
+        servers = "\n".join(f"    server {HOST}:{port} max_fails=0;" for port in self._nodes)
         template = Template((_SOURCES / "native.conf.template").read_text())
         default = template.safe_substitute(FOLDER=self._prefix, LISTEN=f"{HOST}:{self.port}", SERVERS=servers)
         (self._prefix / "conf.d" / "default.conf").write_text(default)

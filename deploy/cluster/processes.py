@@ -133,6 +133,10 @@ class Process:
     def stop(self) -> int:
         """SIGTERM, and SIGKILL to what is left after `stop_timeout` seconds. Returns the exit code."""
         self.terminate()
+        return self.end()
+
+    def end(self) -> int:
+        """Wait for the end after `terminate`, and SIGKILL to what is left after `stop_timeout` seconds."""
         wait_until(lambda: not self.is_running, self.stop_timeout)
         return self.kill()
 

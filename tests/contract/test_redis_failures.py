@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import redis
 
-from broker.envelope import Publication, encode_committed, encode_publication
+from broker.envelope import Batch, Publication, encode_committed, encode_publication
 from broker.errors import Refused, Unavailable
 from broker.ports import Streams
 from broker.redis import RedisStreams
@@ -449,6 +449,12 @@ async def test_publishers_silent_for_an_hour_make_room_for_new_ones(
     await streams.append([batch(1, {"a": [b"x"]}, publisher=f"recent-{number}") for number in range(20)])
     (position,) = await streams.positions(["a"])
     assert position.offset == 21
+
+
+async def append_for_ever(streams: Streams, one: Batch) -> None:
+    """Append a batch over and over, until that raises."""
+    while True:
+        await streams.append([one])
 
 
 def publish_command(topic: str, message: bytes) -> bytes:

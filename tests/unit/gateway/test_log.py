@@ -41,10 +41,13 @@ def logs() -> dict[str, list[str]]:
 
 
 def test_json_logs_are_one_object_a_line(logs: dict[str, list[str]]) -> None:
-    events = [json.loads(line) for line in logs["json info"] if line.startswith("{")]
+    events = [json.loads(line) for line in logs["json info"]]
     assert [(event["event"], event["level"]) for event in events] == [
-        ("said", "info"), ("shouted", "error"), ("failed", "error"),
-    ]  # fmt: skip
+        ("said", "info"),
+        ("shouted", "error"),
+        ("failed", "error"),
+        ("another library warns", "warning"),
+    ]
     assert (events[0]["client"], events[0]["text"]) == ("c1", "a\nb")
     assert events[0]["timestamp"].endswith("Z")
     assert "ZeroDivisionError" in events[2]["exception"]
@@ -52,7 +55,8 @@ def test_json_logs_are_one_object_a_line(logs: dict[str, list[str]]) -> None:
 
 @pytest.mark.parametrize(("level", "events"), [("debug", 4), ("info", 3), ("warning", 2), ("error", 2)])
 def test_level_is_the_least_that_is_written(logs: dict[str, list[str]], level: str, events: int) -> None:
-    assert len([line for line in logs[f"json {level}"] if line.startswith("{")]) == events
+    ours = [line for line in logs[f"json {level}"] if "logger" not in json.loads(line)]
+    assert len(ours) == events
 
 
 def test_human_logs_are_words_in_a_line(logs: dict[str, list[str]]) -> None:
@@ -63,5 +67,5 @@ def test_human_logs_are_words_in_a_line(logs: dict[str, list[str]]) -> None:
 
 def test_libraries_warn_but_not_those_that_would_log_tokens(logs: dict[str, list[str]]) -> None:
     for lines in logs.values():
-        assert "WARNING another another library warns" in lines
+        assert [line for line in lines if "another library warns" in line]
         assert not [line for line in lines if "secret" in line]
