@@ -136,7 +136,9 @@ class RedisStreams:
         return answers
 
     async def _pipeline(self, command: str, script: str, calls: Sequence[Sequence[Any]]) -> list[Any]:
-        async with self._redis.pipeline(transaction=False) as pipeline:
+        # One transaction: if a call could fail and a later one succeed (scripts or memory come back in between), the
+        # commit would take the repetition of the first for one it has passed, and an acknowledged batch were lost.
+        async with self._redis.pipeline(transaction=True) as pipeline:
             for call in calls:
                 pipeline.execute_command(command, script, *call)
             return await pipeline.execute(raise_on_error=False)

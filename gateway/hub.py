@@ -29,6 +29,8 @@ log = structlog.get_logger(__name__)
 
 _CHANNELS_AT_ONCE = 500  # opened, or compared with Redis, in one round trip
 _PAGE = 256  # publications read at once while repairing
+_CATCH_UP_SECONDS = 5.0  # a subscriber that is ahead of this node waits for it at most
+_OVERHEAD = 150  # bytes of JSON around the data of a publication, about
 _PAUSE_SECONDS = 0.05
 _PAUSE_MAX_SECONDS = 1.0
 
@@ -224,25 +226,42 @@ class Hub:
         if since.epoch != channel.position.epoch:
             return LOST
         if since.offset > channel.position.offset:  # the node that the client comes from was ahead of this one
-            await asyncio.shield(self._repair(channel))
-        history: list[Publication] = []
+            await self._catch_up(channel)
         key, tail = object(), list[Publication]()
         channel.tails[key] = tail
         try:
-            if since.offset < channel.position.offset:
-                page = await self._streams.read(channel.name, since.offset, channel.options.retention.size)
-                history = page.publications
+            history = await self._read_missed(channel.name, since.offset, channel.position.offset)
             recovery = recover(
                 since,
                 history,
                 tail,
                 channel.position,
-                max_publications=channel.options.settings.history_size,
+                max_publications=min(channel.options.settings.history_size, self._recovery_max_bytes // _OVERHEAD),
                 max_bytes=self._recovery_max_bytes,
             )
         finally:
             del channel.tails[key]
         return LOST if channel.options.has_expired(recovery.publications) else recovery
+
+    async def _catch_up(self, channel: FollowedChannel) -> None:
+        try:
+            async with asyncio.timeout(_CATCH_UP_SECONDS):
+                await asyncio.shield(self._repair(channel))
+        except TimeoutError:
+            raise Unavailable("the channel could not be read in time") from None
+
+    async def _read_missed(self, name: str, since: int, until: int) -> list[Publication]:
+        """Read what follows `since` up to `until`, in pages; stop where it is more than a recovery may hold."""
+        missed: list[Publication] = []
+        size = 0
+        while since < until and size <= self._recovery_max_bytes:
+            page = await self._streams.read(name, since, _PAGE)
+            if not page.publications:
+                break
+            missed += page.publications
+            size += sum(len(publication.data) + _OVERHEAD for publication in page.publications)
+            since = page.publications[-1].offset
+        return missed
 
     # Repair of a whole channel.
 
@@ -267,7 +286,10 @@ class Hub:
                 await asyncio.sleep(random.uniform(pause / 2, pause))  # noqa: S311 - jitter
                 pause = min(_PAUSE_MAX_SECONDS, pause * 2)
         channel.repair = None
-        self._apply_held(channel)
+        if self._channels.get(channel.name) is channel:
+            self._apply_held(channel)
+        else:
+            channel.release()  # left meanwhile
 
     async def _read_on(self, channel: FollowedChannel) -> bool:
         """Deliver the next page after the channel's position; True when it stands at the end of the stream."""
@@ -279,8 +301,7 @@ class Hub:
         if page.end.epoch != position.epoch or page.end.offset < position.offset:
             self._lose(channel, page.end)
             return True
-        if not channel.is_kept:
-            channel.position = page.end
+        if not channel.is_kept:  # nothing to read; what is still on its way here continues from where we stand
             return True
         if not page.publications or not continues(position, page.publications):
             self._lose(channel, page.end)

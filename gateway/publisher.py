@@ -64,7 +64,10 @@ class _Lane:
                 self.idle.set()
                 self._changed.clear()
                 await self._changed.wait()
+            self._give_up_late(release)
             taken = self._take()
+            if not taken:
+                continue
             self._sequence += 1
             batch = Batch(self._name, self._sequence, _groups(taken))
             metrics.batch_publications.observe(len(taken))
@@ -74,6 +77,14 @@ class _Lane:
             release(sum(len(waiting.encoded) for waiting in taken))
             for waiting in taken:
                 waiting.settled(error)
+
+    def _give_up_late(self, release: Callable[[int], None]) -> None:
+        """Settle what waited for its whole time behind others; it was never handed in."""
+        now = time.monotonic()
+        while self._waiting and self._waiting[0].since + self._settings.timeout_seconds <= now:
+            late = self._waiting.popleft()
+            release(len(late.encoded))
+            late.settled(Unavailable("publisher.timeout_seconds are over"))
 
     def _take(self) -> list[_Waiting]:
         taken: list[_Waiting] = []

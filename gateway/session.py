@@ -204,6 +204,8 @@ class Session:
     async def _publish(self, command_id: int, request: PublishRequest) -> None:
         assert self._identity is not None
         await self._room.wait()
+        if self._outbox.closed is not None:  # while we waited; nobody would hear of it
+            return
         options = self.subscriptions.options_to_publish(request.channel)
         data = bytes(request.data)
         if not data:

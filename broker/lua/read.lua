@@ -4,6 +4,8 @@
 -- ARGV  candidate epoch, position ttl (ms), limit, start id, end id, 1 for newest first
 -- Returns {epoch, offset of the last publication, entries as XRANGE or XREVRANGE gives them}.
 
+local NEVER_PUBLISHED_MS = 3600000
+
 local meta, stream = KEYS[1], KEYS[2]
 local limit = tonumber(ARGV[3])
 
@@ -14,7 +16,12 @@ if not epoch then
   redis.call('DEL', stream)
   redis.call('HSET', meta, 'epoch', epoch, 'offset', '0')
 end
-redis.call('PEXPIRE', meta, ARGV[2])
+-- Whoever may subscribe may name channels for ever: one where nothing was ever published is soon forgotten.
+local ttl = tonumber(ARGV[2])
+if offset == 0 then
+  ttl = math.min(ttl, NEVER_PUBLISHED_MS)
+end
+redis.call('PEXPIRE', meta, ttl)
 
 local entries = {}
 if limit > 0 then

@@ -80,7 +80,7 @@ def _decode_command(line: str) -> Command:
     except msgspec.ValidationError as error:
         return _decode_malformed(line, str(error))
     except (msgspec.DecodeError, RecursionError) as error:
-        raise _not_json(error) from None
+        return _decode_refused(line, error)
     offered = (wire.connect, wire.subscribe, wire.unsubscribe, wire.publish, wire.history, wire.send, wire.ping)
     requests: list[Request] = [request for request in offered if request is not None]
     later = (wire.presence, wire.presence_stats, wire.rpc, wire.refresh, wire.sub_refresh)
@@ -116,11 +116,15 @@ def _decode_malformed(line: str, detail: str) -> Command:
 def _decode_refused(line: str, error: Exception) -> Command:
     """Answer what is JSON by its grammar, but no text: half a surrogate pair, as of a string cut within an emoji."""
     try:
-        parsed = stdlib_json.loads(line)
+        parsed = stdlib_json.loads(line, parse_constant=_refuse_constant)
     except (ValueError, RecursionError):
         raise _not_json(error) from None
     command_id = parsed.get("id") if isinstance(parsed, dict) else None
     return _answerable(command_id if type(command_id) is int else 0, MalformedRequest(f"no valid text: {error}"))
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
 
 
 def _not_json(error: Exception) -> ProtocolError:

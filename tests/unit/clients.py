@@ -172,6 +172,7 @@ async def open_parts(settings: Settings) -> AsyncIterator[Parts]:
         for client in parts.clients:
             client.session.end()
         streams.gate.open()
+        streams.answers.open()
         queue.gate.open()
         for task in running:
             task.cancel()

@@ -176,7 +176,8 @@ class CommandedStreams(MemoryStreams):
     """MemoryStreams that does what a Redis far away does, on command: is away, is slow, loses live messages.
 
     Calls made are counted by name. It is `away` for every call, or for batches with the channels of `away_for`; calls
-    wait at the `gate`; batches whose sequence is in `refused` are. Between it and its follower stands the test: while
+    wait at the `gate` before they are carried out, answers of reads at `answers` after that; batches whose sequence is
+    in `refused` are. Between it and its follower stands the test: while
     `deaf`, live groups do not arrive but pile up in `unheard`, from where `hear` lets them arrive in any order, often
     or never.
     """
@@ -193,6 +194,7 @@ class CommandedStreams(MemoryStreams):
         self.unheard: list[CommittedGroup] = []
         self.calls: dict[str, int] = {}
         self.gate = Gate()
+        self.answers = Gate()
         self._listener: Follower | None = None
 
     async def _called(self, name: str) -> None:
@@ -229,11 +231,15 @@ class CommandedStreams(MemoryStreams):
 
     async def read(self, channel: str, since: int | None, limit: int, *, reverse: bool = False) -> Page:
         await self._called("read")
-        return await super().read(channel, since, limit, reverse=reverse)
+        page = await super().read(channel, since, limit, reverse=reverse)
+        await self.answers.passed()
+        return page
 
     async def positions(self, channels: Sequence[str]) -> list[Position]:
         await self._called("positions")
-        return await super().positions(channels)
+        positions = await super().positions(channels)
+        await self.answers.passed()
+        return positions
 
     async def subscribe(self, channels: Collection[str]) -> None:
         await self._called("subscribe")

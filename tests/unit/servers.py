@@ -7,6 +7,7 @@ import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from unittest import mock
 
 import httpx
@@ -18,7 +19,8 @@ from websockets.exceptions import ConnectionClosed
 from websockets.frames import Close, Frame, Opcode
 from websockets.streams import StreamReader
 
-from gateway.app import Node
+from broker.engine import Engine
+from gateway.app import Node, create_app
 from gateway.server import GatewayServer, run_node
 from gateway.settings import AuthSettings, ClientSettings, HubSettings, NamespaceSettings, ServerSettings, Settings
 from gateway.transports.frames import PreparedFramesProtocol
@@ -54,14 +56,15 @@ def node_settings(
     )
 
 
-def built(run: Callable[[Settings], None], settings: Settings) -> GatewayServer:
-    """The server that `run_node` or `run_relay` would run, configured by them and by nobody else."""
+def built(run: Callable[[Settings], None], settings: Settings, engine: Engine | None = None) -> GatewayServer:
+    """The server that `run_node` or `run_relay` would run, configured by them and by nobody else; on a given engine."""
     servers: list[GatewayServer] = []
 
     def keep(server: GatewayServer, sockets: object = None) -> None:
         servers.append(server)
 
-    with mock.patch.object(GatewayServer, "run", keep):
+    create = partial(create_app, engine=engine)
+    with mock.patch.object(GatewayServer, "run", keep), mock.patch("gateway.server.create_app", create):
         run(settings)
     (server,) = servers
     return server
@@ -167,10 +170,12 @@ async def clean(node: RunningNode) -> AsyncIterator[RunningNode]:
 
 
 @asynccontextmanager
-async def running_node(settings: Settings, *, has_prepared_frames: bool = True) -> AsyncIterator[RunningNode]:
+async def running_node(
+    settings: Settings, *, has_prepared_frames: bool = True, engine: Engine | None = None
+) -> AsyncIterator[RunningNode]:
     """Run a node; without prepared frames it is served by uvicorn's own protocol class."""
     close_seconds = PreparedFramesProtocol.close_seconds
-    server = built(run_node, settings)
+    server = built(run_node, settings, engine)
     if not has_prepared_frames:
         server.config.ws = WebSocketsSansIOProtocol
     task = asyncio.create_task(server.serve())

@@ -101,6 +101,7 @@ async def open_rig(*, repair_max_bytes: int = 8_388_608, check_seconds: float = 
         running = tasks.create_task(hub.run())
         yield Rig(streams, hub, metrics, timers, clock)
         streams.gate.open()
+        streams.answers.open()
         running.cancel()
 
 
@@ -236,6 +237,34 @@ async def test_what_is_committed_while_a_channel_opens_is_delivered_or_before_th
     await rig.commit("3")
     assert subscriber.offsets == list(range(subscribed.position.offset + 1, 4))
     assert 3 in subscriber.offsets
+
+
+async def test_what_is_heard_while_the_position_is_on_its_way_is_not_forgotten(rig: Rig) -> None:
+    subscriber = RecordingSubscriber()
+    rig.streams.answers.shut()
+    subscribing = asyncio.create_task(rig.subscribe(subscriber))
+    await eventually(lambda: rig.streams.answers.waiting == 1)  # the answer says 0
+    await rig.commit("1", "2")
+    rig.streams.answers.open()
+    subscribed = await subscribing
+    await turns()
+    assert list(range(1, subscribed.position.offset + 1)) + subscriber.offsets == [1, 2]
+    assert "read" not in rig.streams.calls
+
+
+async def test_channel_whose_opening_failed_half_way_is_left_again(rig: Rig) -> None:
+    rig.streams.gate.shut()
+    subscribing = asyncio.create_task(rig.subscribe(RecordingSubscriber()))
+    await eventually(lambda: rig.streams.gate.waiting == 1)
+    rig.streams.gate.let_one_pass()  # subscribed
+    await eventually(lambda: rig.streams.gate.waiting == 1)
+    rig.streams.away = True
+    rig.streams.gate.open()
+    with pytest.raises(Unavailable):
+        await subscribing
+    await turns()
+    assert rig.streams.calls["unsubscribe"] == 1
+    assert rig.followed == 0
 
 
 async def test_opening_that_fails_is_unavailable_to_all_and_the_next_attempt_succeeds(rig: Rig) -> None:
@@ -374,6 +403,50 @@ async def test_what_arrives_during_a_repair_is_delivered_once_after_it(rig: Rig)
     await turns()
     await rig.commit("5")
     assert subscriber.data == [1, 2, 3, 4, 5]
+
+
+async def test_what_arrives_after_a_repair_has_read_is_delivered_once_after_it(rig: Rig) -> None:
+    subscriber = await rig.subscribed()
+    await rig.miss("1")
+    rig.streams.answers.shut()
+    await rig.commit("2")
+    await eventually(lambda: rig.streams.answers.waiting == 1)  # the answer ends with 2
+    await rig.commit("3")
+    await rig.commit("4")
+    rig.streams.answers.open()
+    await turns()
+    assert subscriber.data == [1, 2, 3, 4]
+    assert rig.streams.calls["read"] == 1
+
+
+async def test_more_than_is_held_after_a_repair_has_read_is_read_in_another(rig_that_holds_little: Rig) -> None:
+    rig = rig_that_holds_little
+    subscriber = await rig.subscribed()
+    await rig.miss("0")
+    rig.streams.answers.shut()
+    await rig.commit("1")
+    await eventually(lambda: rig.streams.answers.waiting == 1)
+    for number in range(2, 7):
+        await rig.commit(f'"{number:0>40000}"')
+    rig.streams.answers.open()
+    await eventually(lambda: len(subscriber.data) == 7)
+    assert subscriber.offsets == [1, 2, 3, 4, 5, 6, 7]
+    assert subscriber.lost == []
+
+
+async def test_fault_found_after_a_repair_has_read_is_repaired_in_another(rig: Rig) -> None:
+    subscriber = await rig.subscribed()
+    await rig.miss("1")
+    rig.streams.answers.shut()
+    await rig.commit("2")
+    await eventually(lambda: rig.streams.answers.waiting == 1)
+    await rig.miss("3")
+    ahead = asyncio.create_task(rig.subscribe(RecordingSubscriber(), await rig.streams.end("c")))
+    await turns()
+    rig.streams.answers.open()
+    await ahead
+    await eventually(lambda: len(subscriber.data) == 3)
+    assert subscriber.data == [1, 2, 3]
 
 
 async def test_repeated_and_overlapping_groups_are_delivered_once(rig: Rig) -> None:
@@ -516,6 +589,16 @@ async def test_suspected_channel_whose_last_publication_was_lost_is_repaired(rig
     rig.streams.suspect(["c"])
     await eventually(lambda: len(subscriber.data) == 3)
     assert subscriber.data == [1, 2, 3]
+
+
+async def test_suspected_channel_that_missed_more_than_a_page_is_repaired_whole(rig: Rig) -> None:
+    kept = Retention(5000, 300.0)
+    subscriber = await rig.subscribed(options=ChannelOptions(HISTORY.settings, kept))
+    for start in range(0, 2500, 500):
+        await rig.miss(*[f"{number}" for number in range(start, start + 500)], retention=kept)
+    rig.streams.suspect(["c"])
+    await eventually(lambda: len(subscriber.data) == 2500)
+    assert subscriber.data == list(range(2500))
 
 
 async def test_suspected_channel_in_which_nothing_was_lost_is_not_read(rig: Rig) -> None:
@@ -671,6 +754,23 @@ async def test_what_is_committed_while_a_subscriber_recovers_comes_once(rig: Rig
     recovered = [one.offset for one in subscribed.recovery.publications]
     assert recovered == list(range(1, subscribed.position.offset + 1))
     assert recovered + subscriber.offsets == [1, 2, 3, 4]
+
+
+async def test_what_is_heard_after_a_recovery_has_read_belongs_to_it(rig: Rig) -> None:
+    await rig.subscribed()
+    await rig.commit("1", "2")
+    end = await rig.streams.end("c")
+    rig.streams.answers.shut()
+    subscriber = RecordingSubscriber()
+    recovering = asyncio.create_task(rig.subscribe(subscriber, Position(end.epoch, 0)))
+    await eventually(lambda: rig.streams.answers.waiting == 1)  # the answer ends with 2
+    await rig.commit("3")
+    rig.streams.answers.open()
+    subscribed = await recovering
+    await rig.commit("4")
+    assert subscribed.recovery is not None
+    assert [one.offset for one in subscribed.recovery.publications] == [1, 2, 3]
+    assert subscriber.offsets == [4]
 
 
 async def test_recovery_without_streams_is_unavailable_and_leaves_nothing_behind(rig: Rig) -> None:

@@ -273,7 +273,7 @@ async def test_what_failed_is_not_pending_any_more(failure: BrokerError) -> None
         for number in range(5):
             rig.publish(f"{number}".ljust(900_000))
             await rig.drained()
-        assert list(rig.outcomes.values()) == [failure] * 5
+        assert [type(outcome) for outcome in rig.outcomes.values()] == [type(failure)] * 5
 
 
 async def test_nothing_waits_in_a_publisher_that_is_drained(rig: Rig) -> None:

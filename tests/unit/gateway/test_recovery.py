@@ -198,6 +198,28 @@ def test_recovery_from_any_pieces_is_whole_and_in_order_or_lost(
         assert result == LOST
 
 
+@given(since=offsets, sources=st.lists(st.sampled_from(["history", "live", "both"]), max_size=12), data=st.data())
+def test_what_is_there_in_either_piece_is_recovered_in_order(
+    since: int, sources: list[str], data: st.DataObject
+) -> None:
+    missed = list(enumerate(sources, since + 1))
+    until = since + len(sources)
+    before = st.lists(st.integers(1, since), max_size=3, unique=True) if since else st.just([])
+    past = st.lists(st.integers(until + 1, until + 5), max_size=3, unique=True)
+    history, live = (
+        sorted([*data.draw(before), *[offset for offset, one in missed if one in (source, "both")], *data.draw(past)])
+        for source in ("history", "live")
+    )
+    result = recovered(
+        Position("e", since),
+        [publication(offset) for offset in history],
+        [publication(offset) for offset in live],
+        Position("e", until),
+    )
+    assert result.recovered
+    assert offsets_of(result.publications) == list(range(since + 1, until + 1))
+
+
 def test_where_history_and_live_overlap_either_will_do_and_history_is_taken() -> None:
     history, live = run(1, 2), run(2, 3)
     result = recovered(Position("e", 0), history, live, Position("e", 3))

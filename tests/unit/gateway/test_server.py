@@ -6,18 +6,21 @@ import os
 import signal
 import sys
 from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
 
+from broker.engine import Engine
 from gateway.lifecycle import Phase
 from gateway.server import run_node, run_relay
 from gateway.settings import EngineSettings, Settings
 from gateway.transports.frames import PreparedFramesProtocol
+from tests.unit.doubles import CommandedQueue, CommandedStreams
 from tests.unit.servers import RunningNode, built, close_of, node_settings, running_node
-from tests.unit.waiting import BOUND_SECONDS, eventually
+from tests.unit.waiting import BOUND_SECONDS, eventually, turns
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -85,7 +88,7 @@ async def test_node_is_unready_while_a_peer_is_away_and_alive(node: RunningNode)
 
 
 async def test_drain_is_unready_first_then_closes_clients_with_3001_then_ends() -> None:
-    async with running_node(node_settings(server={"drain_delay_seconds": 1.0})) as node:
+    async with running_node(node_settings(server={"drain_delay_seconds": 2.0})) as node:
         async with node.client("c") as first, node.client("c") as second:
             node.server.handle_exit(signal.SIGTERM, None)
             await eventually(lambda: node.node.lifecycle.phase is Phase.DRAINING)
@@ -136,6 +139,65 @@ async def test_what_clients_published_is_settled_before_the_end() -> None:
             await eventually(lambda: node.value("gateway_messages_in_total") == 52)
             await node.stop()
         assert node.value("gateway_commands_total", method="publish", result="ok") == 50
+
+
+@dataclass
+class SlowEngine:
+    """An embedded engine whose confirms wait at a gate."""
+
+    queue: CommandedQueue = field(default_factory=CommandedQueue)
+    streams: CommandedStreams = field(default_factory=CommandedStreams)
+
+    @property
+    def engine(self) -> Engine:
+        return Engine(self.streams, self.queue, dict, is_embedded=True)
+
+
+async def test_client_whose_publication_is_under_way_gets_its_answer_before_the_close() -> None:
+    slow = SlowEngine()
+    async with running_node(node_settings(), engine=slow.engine) as node, node.client("c") as client:
+        slow.queue.gate.shut()
+        await client.websocket.send('{"id":99,"publish":{"channel":"c","data":1}}')
+        await slow.queue.until_handed_in(1)
+        node.server.handle_exit(signal.SIGTERM, None)
+        await eventually(lambda: node.node.lifecycle.phase is Phase.DRAINING)
+        await turns(50)
+        assert node.sessions == 1
+        slow.queue.gate.open()
+        messages = [await client.receive()]
+        while "id" not in messages[-1]:
+            messages.append(await client.receive())
+        assert messages[-1] == {"id": 99, "publish": {}}
+        assert (await close_of(client.websocket)).code == 3001
+
+
+async def test_node_ends_when_what_its_clients_published_is_confirmed_though_they_are_gone() -> None:
+    slow = SlowEngine()
+    async with running_node(node_settings(), engine=slow.engine) as node:
+        async with node.client() as client:
+            slow.queue.gate.shut()
+            await client.websocket.send('{"id":99,"publish":{"channel":"c","data":1}}')
+            await slow.queue.until_handed_in(1)
+        await eventually(lambda: node.sessions == 0)
+        node.server.handle_exit(signal.SIGTERM, None)
+        await eventually(lambda: node.node.lifecycle.phase is Phase.DRAINING)
+        await turns(50)
+        assert not node.task.done()
+        assert node.server.servers[0].is_serving(), "it has begun to shut down"
+        slow.queue.gate.open()
+        async with asyncio.timeout(BOUND_SECONDS):
+            await node.task
+
+
+async def test_what_is_never_confirmed_holds_up_the_end_for_the_shutdown_timeout_only() -> None:
+    slow = SlowEngine()
+    settings = node_settings(server={"shutdown_timeout_seconds": 0.1, "close_timeout_seconds": 0.1})
+    async with running_node(settings, engine=slow.engine) as node, node.client() as client:
+        slow.queue.gate.shut()
+        await client.websocket.send('{"id":99,"publish":{"channel":"c","data":1}}')
+        await slow.queue.until_handed_in(1)
+        await node.stop()
+        assert (await close_of(client.websocket)).code == 3001
 
 
 async def test_client_that_does_not_answer_the_close_does_not_hold_up_the_end() -> None:

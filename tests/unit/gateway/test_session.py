@@ -1,8 +1,10 @@
 """The session: every method, every error code, every reason to close; limits, pings, backpressure."""
 
 import asyncio
+import gc
 import json
 import time
+import weakref
 from collections.abc import AsyncIterator
 
 import pytest
@@ -479,6 +481,63 @@ async def test_client_that_is_not_read_is_not_blamed_for_its_pongs() -> None:
         assert client.disconnect is None
 
 
+async def test_client_that_was_not_read_when_it_was_pinged_has_until_it_is_read_again() -> None:
+    async with open_parts(with_client(unconfirmed_max=1)) as parts:
+        client = await parts.connected()
+        parts.queue.gate.shut()
+        parts.pass_time(0.25)
+        saying = asyncio.create_task(client.say('{"id":99,"publish":{"channel":"c","data":1}}'))
+        await parts.queue.until_handed_in(1)
+        while {} not in client.writer.messages:  # pinged while it is not read
+            parts.pass_time(0.25)
+            await turns(2)
+        parts.queue.gate.open()
+        await saying
+        parts.pass_time(8.5)
+        assert client.disconnect is None
+
+
+# Leaving, in a drain.
+
+
+async def test_client_that_leaves_is_closed_at_once_when_nothing_is_under_way(client: Client) -> None:
+    client.session.leave(SHUTDOWN)
+    assert client.disconnect is SHUTDOWN
+
+
+async def test_client_that_leaves_gets_its_answers_first(parts: Parts, client: Client) -> None:
+    parts.queue.gate.shut()
+    await client.say('{"id":11,"publish":{"channel":"c","data":1}}')
+    await parts.queue.until_handed_in(1)
+    await client.say('{"id":12,"publish":{"channel":"c","data":2}}')
+    client.session.leave(SHUTDOWN)
+    assert client.disconnect is None
+    parts.queue.gate.let_one_pass()
+    await client.writer.until(lambda _: client.reply(11))
+    await turns()
+    assert client.disconnect is None, "one publication is still under way"
+    parts.queue.gate.open()
+    await client.writer.until(lambda _: client.disconnect)
+    assert client.reply(12) == {"id": 12, "publish": {}}
+    assert client.disconnect is SHUTDOWN
+
+
+async def test_what_a_client_that_leaves_publishes_is_answered_or_not_published(parts: Parts, client: Client) -> None:
+    # It would publish again what was not answered, on the next node.
+    parts.queue.gate.shut()
+    await client.say('{"id":11,"publish":{"channel":"c","data":1}}')
+    await parts.queue.until_handed_in(1)
+    client.session.leave(SHUTDOWN)
+    late = asyncio.create_task(client.say('{"id":12,"publish":{"channel":"c","data":2}}'))
+    await turns()
+    parts.queue.gate.open()
+    await late
+    await client.writer.until(lambda _: client.disconnect)
+    await turns(50)
+    published = [one.data for one in await parts.streams.kept("c")]
+    assert published == ([b"1", b"2"] if client.reply(12) else [b"1"])
+
+
 # The end.
 
 
@@ -497,6 +556,16 @@ async def test_session_that_ends_leaves_no_trace(parts: Parts) -> None:
     assert parts.value("gateway_channels") == 0
     parts.pass_time(100.0)
     assert [client.writer.disconnects for client in clients] == [[SHUTDOWN]] * 5
+
+
+async def test_timers_let_go_of_a_session_that_ended(parts: Parts) -> None:
+    client = await parts.connected(make_token(SECRET, "42", time.time() + 60))
+    gone = weakref.ref(client.session)
+    client.session.close(SHUTDOWN)
+    parts.clients.clear()
+    del client
+    gc.collect()
+    assert gone() is None
 
 
 async def test_closed_session_hears_nothing_more(parts: Parts, client: Client) -> None:

@@ -304,6 +304,24 @@ async def test_history_page(parts: Parts, client: Client, request_: Json, expect
     assert (result["epoch"], result["offset"]) == (end.epoch, 8)
 
 
+@pytest.mark.parametrize("reverse", [False, True])
+async def test_history_page_holds_at_most_half_an_outbox_but_one_publication(reverse: bool) -> None:
+    limits = ClientSettings(outbox_max_bytes=4096)
+    async with open_parts(SETTINGS.model_copy(update={"client": limits})) as parts:
+        client = await parts.connected()
+        await client.subscribe()
+        for size in (900, 900, 900, 3000, 900):
+            await parts.commit("x" * size)
+        sizes: list[list[int]] = []
+        since = 6 if reverse else 0
+        while found := (await client.history(limit=-1, since={"offset": since}, reverse=reverse))["history"].get(
+            "publications"
+        ):
+            sizes.append([len(publication["data"]) for publication in found])
+            since = found[-1]["offset"]
+        assert sizes == ([[900], [3000], [900, 900], [900]] if reverse else [[900, 900], [900], [3000], [900]])
+
+
 async def test_history_since_a_position_of_another_epoch_is_112(parts: Parts, client: Client) -> None:
     await client.subscribe()
     end = await parts.commit(1, 2)

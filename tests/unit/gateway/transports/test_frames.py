@@ -7,8 +7,10 @@ import pytest
 import pytest_asyncio
 from websockets.frames import Opcode
 
+from broker.engine import Engine
 from gateway.outbox import Frame
 from gateway.protocol.codes import SHUTDOWN
+from tests.unit.doubles import CommandedQueue, CommandedStreams
 from tests.unit.servers import RunningNode, clean, node_settings, running_node
 from tests.unit.waiting import eventually
 
@@ -56,16 +58,22 @@ async def test_client_that_does_not_answer_a_close_is_cut_off() -> None:
         await eventually(lambda: not node.sockets)
 
 
-async def test_close_is_answered_though_the_app_is_not_receiving(node: RunningNode) -> None:
-    # Reading pauses while the app is busy; for the answer to a close frame it must go on.
-    async with node.raw() as client:
+async def test_answer_to_a_close_is_read_though_the_app_is_busy_with_what_the_client_said_before() -> None:
+    queue = CommandedQueue()
+    engine = Engine(CommandedStreams(), queue, dict, is_embedded=True)
+    settings = node_settings(server={"close_timeout_seconds": 60.0}, client={"unconfirmed_max": 1})
+    async with running_node(settings, engine=engine) as node, node.raw() as client:
         (protocol,) = node.sockets
-        protocol.read_paused = True
-        protocol.transport.pause_reading()
+        queue.gate.shut()
+        commands = '{"id":1,"connect":{}}\n{"id":2,"publish":{"channel":"c","data":1}}'
+        client.send(Opcode.TEXT, commands.encode())
+        client.send(Opcode.TEXT, b"{}")
+        await eventually(lambda: protocol.read_paused and len(queue.bodies) == 1)
         protocol.close(SHUTDOWN)
         assert (await client.receive_close()).code == 3001
         client.send(Opcode.CLOSE, (3001).to_bytes(2, "big"))
         await eventually(lambda: not node.sockets)
+        queue.gate.open()
 
 
 async def test_pings_of_a_client_that_does_not_read_are_not_answered_without_bound(node: RunningNode) -> None:
