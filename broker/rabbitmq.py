@@ -8,7 +8,7 @@ Publishing and consuming use connections of their own, so that a blocked publish
 import asyncio
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -267,22 +267,27 @@ class RabbitRelayQueue:
         link = self.consumer
         await link.wait_opened()
         assert link.connection is not None
-        with _translated("consume"):
-            async with asyncio.timeout(self._timeout):
-                channel = await link.connection.channel(publisher_confirms=False)
-                underlay = await channel.get_underlay_channel()
-                consumer = RabbitConsumer(underlay)
-                channel.close_callbacks.add(consumer.end)
-                underlay.on_consumer_cancel_callbacks.add(consumer.end)
-                await channel.set_qos(prefetch_count=self._prefetch)
-                await underlay.basic_consume(self._topology.queue(shard), consumer.take)
-        try:
+        async with AsyncExitStack() as stack:
+            with _translated("consume"):
+                async with asyncio.timeout(self._timeout):
+                    channel = await link.connection.channel(publisher_confirms=False)
+                    stack.push_async_callback(self._leave, channel)  # whatever comes: nobody stays in line unheard
+                    underlay = await channel.get_underlay_channel()
+                    consumer = RabbitConsumer(underlay)
+                    channel.close_callbacks.add(consumer.end)
+                    underlay.on_consumer_cancel_callbacks.add(consumer.end)
+                    await channel.set_qos(prefetch_count=self._prefetch)
+                    await underlay.basic_consume(self._topology.queue(shard), consumer.take)
+            stack.callback(consumer.end)
             yield consumer
-        finally:
-            consumer.end()
-            with suppress(Unavailable), _translated("leave"):
+
+    async def _leave(self, channel: AbstractChannel) -> None:
+        try:
+            with _translated("leave"):
                 async with asyncio.timeout(self._timeout):
                     await channel.close()
+        except Unavailable:
+            self.consumer.lost.set()  # only a new connection is sure to leave the line
 
     async def relays(self) -> int:
         link = self.consumer

@@ -419,7 +419,8 @@ class TestDisturbedByOthers:
             await asyncio.to_thread(connection.sendall, publish_command(topic(brokers, "a"), group))
             await streams.unsubscribe(["a"])
             redis_server.resume()
-            assert await asyncio.to_thread(connection.recv, 4) == b":1\r\n"  # it had a subscriber then
+            # Which of the two Redis reads first is its own affair: mostly the older one, and then it has a subscriber.
+            assert await asyncio.to_thread(connection.recv, 4) in (b":0\r\n", b":1\r\n")
         await Sentinel(streams, ear).passed()
         assert ear.groups("a") == []
 

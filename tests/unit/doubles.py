@@ -177,7 +177,7 @@ class CommandedStreams(MemoryStreams):
 
     Calls made are counted by name. It is `away` for every call, or for batches with the channels of `away_for`; calls
     wait at the `gate` before they are carried out, answers of reads at `answers` after that; batches whose sequence is
-    in `refused` are. Between it and its follower stands the test: while
+    in `refused` are; a `fault` is raised that no port may raise. Between it and its follower stands the test: while
     `deaf`, live groups do not arrive but pile up in `unheard`, from where `hear` lets them arrive in any order, often
     or never.
     """
@@ -188,6 +188,7 @@ class CommandedStreams(MemoryStreams):
         else:
             super().__init__(clock=clock)
         self.away = False
+        self.fault: Exception | None = None
         self.away_for: set[str] = set()
         self.refused: set[int] = set()
         self.deaf = False
@@ -200,6 +201,8 @@ class CommandedStreams(MemoryStreams):
     async def _called(self, name: str) -> None:
         self.calls[name] = self.calls.get(name, 0) + 1
         await self.gate.passed()
+        if self.fault is not None:
+            raise self.fault
         if self.away:
             raise Unavailable(f"{name}: the double was told to be away")
 
@@ -276,7 +279,7 @@ class CommandedQueue(MemoryRelayQueue):
     """MemoryRelayQueue whose `publish` fails on command, once for each of `failures`, storing nothing or all the same.
 
     `bodies` keeps what was handed in, also when it failed. With `is_lossy` a failed batch is not stored; without, it
-    is: only its confirm was lost.
+    is: only its confirm was lost. While `away` nobody can consume from it, or learn how many do.
     """
 
     def __init__(self, shards: int = 1, failures: Iterable[Exception] = (), *, is_lossy: bool = True) -> None:
@@ -284,6 +287,8 @@ class CommandedQueue(MemoryRelayQueue):
         self.failures = deque(failures)
         self.bodies: list[bytes] = []
         self.gate = Gate()
+        self.away = False
+        self.asked_while_away = 0
         self._is_lossy = is_lossy
         self._changed = asyncio.Event()
 
@@ -302,6 +307,21 @@ class CommandedQueue(MemoryRelayQueue):
             await super().publish(shard, body)
         if failure is not None:
             raise failure
+
+    @asynccontextmanager
+    async def consume(self, shard: int) -> AsyncIterator[Consumer]:
+        self._check()
+        async with super().consume(shard) as consumer:
+            yield consumer
+
+    async def relays(self) -> int:
+        self._check()
+        return await super().relays()
+
+    def _check(self) -> None:
+        if self.away:
+            self.asked_while_away += 1
+            raise Unavailable("the double was told to be away")
 
     async def until_handed_in(self, count: int) -> None:
         """Wait until `publish` was called that many times."""

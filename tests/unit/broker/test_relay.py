@@ -195,6 +195,28 @@ async def test_shard_whose_streams_are_away_does_not_stop_the_other_shards() -> 
         assert await committed(streams, "away") == []
 
 
+async def test_relay_waits_for_a_queue_that_is_away_and_serves_it_when_it_is_back() -> None:
+    queue, streams = CommandedQueue(2), CommandedStreams()
+    queue.away = True
+    async with relaying(queue, streams) as observer:
+        await eventually(lambda: queue.asked_while_away >= 4)
+        await queue.publish(0, encoded(1, "a"))
+        queue.away = False
+        await eventually(lambda: len(observer.commits) == 1)
+        assert await committed(streams) == ["a"]
+
+
+async def test_relay_that_cannot_count_the_others_keeps_its_shards() -> None:
+    queue, streams = CommandedQueue(2), CommandedStreams()
+    async with relaying(queue, streams, 0.01) as observer:
+        await queue.publish(0, encoded(1, "a"))
+        await eventually(lambda: len(observer.commits) == 1)
+        queue.away = True
+        await eventually(lambda: queue.asked_while_away >= 2)
+        await queue.publish(0, encoded(2, "b"))
+        await eventually(lambda: len(observer.commits) == 2)
+
+
 # Handing over.
 
 SHARES = [

@@ -1,5 +1,8 @@
 """create_app wires a node: with the engine it is given, or with its own; page and paths as set."""
 
+import asyncio
+from collections.abc import Callable
+
 import pytest
 from starlette.applications import Starlette
 from starlette.routing import Route, WebSocketRoute
@@ -7,7 +10,7 @@ from starlette.routing import Route, WebSocketRoute
 from broker.engine import Engine
 from broker.memory import MemoryRelayQueue, MemoryStreams
 from gateway.app import SOCKET_PATHS, Node, create_app, create_relay_app
-from gateway.lifecycle import Phase
+from gateway.lifecycle import Lifecycle, Phase
 from gateway.settings import EngineSettings, ServerSettings, Settings
 from tests.unit.waiting import turns
 
@@ -59,6 +62,29 @@ async def test_node_uses_the_engine_it_is_given_and_relays_only_for_an_embedded_
         assert node.lifecycle.report()["peers"] == {"redis": True}
         await turns()
         assert await queue.relays() == is_embedded
+
+
+AWAY = EngineSettings(
+    redis_url="redis://127.0.0.1:1/0",  # nobody listens there
+    rabbitmq_url="amqp://guest:guest@127.0.0.1:1/",
+    reconnect_max_seconds=0.05,
+)
+
+
+@pytest.mark.parametrize("create", [create_app, create_relay_app], ids=["node", "relay"])
+async def test_process_whose_servers_are_away_is_alive_but_not_ready_and_ends(
+    create: Callable[[Settings], Starlette],
+) -> None:
+    before = asyncio.all_tasks()
+    app = create(Settings(engine=AWAY))
+    async with app.router.lifespan_context(app):
+        lifecycle: Lifecycle = app.state.node.lifecycle if create is create_app else app.state.lifecycle
+        await turns(50)
+        assert lifecycle.report() == {
+            "ready": False, "phase": "serving", "peers": {"redis": False, "rabbitmq": False}, "failed": None,
+        }  # fmt: skip
+        assert lifecycle.is_alive
+    assert asyncio.all_tasks() == before
 
 
 def test_every_node_has_a_name_of_its_own() -> None:

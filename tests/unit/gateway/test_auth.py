@@ -153,6 +153,8 @@ WRONG_CLAIMS: list[tuple[str, dict[str, object]]] = [
     ("exp", {"sub": "42", "exp": True}),
     ("exp", {"sub": "42", "exp": None}),
     ("exp", {"sub": "42", "exp": [NOW + 1]}),
+    ("exp", {"sub": "42", "exp": float("inf")}),
+    ("exp", {"sub": "42", "exp": float("nan")}),
     ("nbf", {"sub": "42", "nbf": "yesterday"}),
     ("nbf", {"sub": "42", "nbf": False}),
 ]

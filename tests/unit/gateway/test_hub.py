@@ -90,13 +90,15 @@ class Rig:
 
 
 @asynccontextmanager
-async def open_rig(*, repair_max_bytes: int = 8_388_608, check_seconds: float = NEVER) -> AsyncIterator[Rig]:
+async def open_rig(
+    *, repair_max_bytes: int = 8_388_608, check_seconds: float = NEVER, recovery_max_bytes: int = 10_000
+) -> AsyncIterator[Rig]:
     clock, metrics, streams = SettableClock(), NodeMetrics(), CommandedStreams()
     timers = TimerWheel(clock)
     hub_settings = HubSettings(
         linger_seconds=1.0, position_check_seconds=check_seconds, repair_max_bytes=repair_max_bytes
     )
-    hub = Hub(streams, timers, hub_settings, metrics, recovery_max_bytes=10_000)
+    hub = Hub(streams, timers, hub_settings, metrics, recovery_max_bytes=recovery_max_bytes)
     async with asyncio.TaskGroup() as tasks:
         running = tasks.create_task(hub.run())
         yield Rig(streams, hub, metrics, timers, clock)
@@ -754,6 +756,45 @@ async def test_what_is_committed_while_a_subscriber_recovers_comes_once(rig: Rig
     recovered = [one.offset for one in subscribed.recovery.publications]
     assert recovered == list(range(1, subscribed.position.offset + 1))
     assert recovered + subscriber.offsets == [1, 2, 3, 4]
+
+
+async def test_more_than_a_page_is_recovered_whole() -> None:
+    kept = Retention(1000, 300.0)
+    options = ChannelOptions(NamespaceSettings(history_size=1000, history_ttl=300.0), kept)
+    async with open_rig(recovery_max_bytes=1_000_000) as rig:
+        for start in range(0, 600, 100):
+            await rig.commit(*[f"{number}" for number in range(start, start + 100)], retention=kept)
+        end = await rig.streams.end("c")
+        subscribed = await rig.subscribe(RecordingSubscriber(), Position(end.epoch, 0), options=options)
+        assert subscribed.recovery is not None
+        assert [one.offset for one in subscribed.recovery.publications] == list(range(1, 601))
+
+
+async def test_far_more_than_can_be_recovered_is_not_read_to_its_end() -> None:
+    kept = Retention(10_000, 300.0)
+    options = ChannelOptions(NamespaceSettings(history_size=10_000, history_ttl=300.0), kept)
+    async with open_rig() as rig:
+        for start in range(0, 5000, 500):
+            await rig.commit(*[f"{number}" for number in range(start, start + 500)], retention=kept)
+        end = await rig.streams.end("c")
+        assert (await rig.subscribe(RecordingSubscriber(), Position(end.epoch, 0), options=options)).recovery == LOST
+        assert rig.streams.calls["read"] < 3
+
+
+async def test_channel_left_during_its_repair_is_repaired_no_more(rig: Rig) -> None:
+    subscriber = await rig.subscribed()
+    await rig.miss("1")
+    rig.streams.away = True
+    await rig.commit("2")
+    await eventually(lambda: rig.streams.calls.get("read", 0) >= 1)
+    rig.hub.unsubscribe("c", subscriber)
+    rig.pass_time(2.0)
+    await turns()
+    assert rig.followed == 0
+    rig.streams.away = False
+    returned = await rig.subscribed()
+    await rig.commit("3")
+    assert (subscriber.data, returned.data) == ([], [3])
 
 
 async def test_what_is_heard_after_a_recovery_has_read_belongs_to_it(rig: Rig) -> None:

@@ -4,6 +4,8 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from types import SimpleNamespace
+from unittest import mock
 
 import pytest
 
@@ -13,7 +15,7 @@ from gateway.channels import ChannelOptions
 from gateway.metrics import NodeMetrics
 from gateway.publisher import Publisher, Settled
 from gateway.settings import NamespaceSettings, PublisherSettings
-from tests.unit.doubles import CommandedQueue, CommandedStreams
+from tests.unit.doubles import CommandedQueue, CommandedStreams, SettableClock
 from tests.unit.waiting import BOUND_SECONDS, eventually, turns
 
 DURABLE = ChannelOptions(NamespaceSettings(history_size=7, history_ttl=70.0), Retention(7, 70.0))
@@ -22,8 +24,9 @@ DIRECT = ChannelOptions(NamespaceSettings(relay="direct"), Retention(0, 0.0))
 
 @dataclass
 class Rig:
-    """A publisher that runs, and what it said of every publication."""
+    """A publisher that runs, and what it said of every publication. Its clock stands still until a test moves it."""
 
+    clock: SettableClock
     publisher: Publisher
     queue: CommandedQueue
     streams: CommandedStreams
@@ -53,13 +56,15 @@ class Rig:
 
 @asynccontextmanager
 async def open_rig(queue: CommandedQueue | None = None, **values: float) -> AsyncIterator[Rig]:
-    queue, streams, metrics = queue or CommandedQueue(), CommandedStreams(), NodeMetrics()
+    queue, streams, metrics, clock = queue or CommandedQueue(), CommandedStreams(), NodeMetrics(), SettableClock()
     publisher = Publisher("node", queue, streams, PublisherSettings(**values), metrics)
-    async with asyncio.TaskGroup() as tasks:
-        running = tasks.create_task(publisher.run())
-        yield Rig(publisher, queue, streams, metrics)
-        queue.gate.open()
-        running.cancel()
+    settable = SimpleNamespace(monotonic=clock, time=clock)
+    with mock.patch("gateway.publisher.time", settable):
+        async with asyncio.TaskGroup() as tasks:
+            running = tasks.create_task(publisher.run())
+            yield Rig(clock, publisher, queue, streams, metrics)
+            queue.gate.open()
+            running.cancel()
 
 
 @pytest.fixture
@@ -227,8 +232,12 @@ async def test_batch_whose_outcome_is_unknown_is_handed_in_again_before_any_late
 
 async def test_batch_still_unknown_at_its_deadline_is_given_up_and_the_next_one_tried() -> None:
     unavailable = Unavailable("away")
-    async with open_rig(CommandedQueue(failures=[unavailable]), timeout_seconds=0.001) as rig:
+    async with open_rig(CommandedQueue(failures=[unavailable]), timeout_seconds=10.0) as rig:
+        rig.queue.gate.shut()
         rig.publish("1")
+        await rig.queue.until_handed_in(1)
+        rig.clock.advance(10.0)
+        rig.queue.gate.open()
         await rig.drained()
         rig.publish("2")
         await rig.drained()
@@ -236,16 +245,36 @@ async def test_batch_still_unknown_at_its_deadline_is_given_up_and_the_next_one_
         assert [batch.sequence for batch in rig.queue.batches] == [1, 2], "a number used twice is a repetition"
 
 
-async def test_every_batch_is_tried_once_however_late_it_comes() -> None:
-    async with open_rig(timeout_seconds=0.001) as rig:
-        rig.queue.failures.append(Unavailable("away"))
+async def test_publication_that_waited_its_whole_time_behind_others_is_given_up_without_an_attempt() -> None:
+    async with open_rig(timeout_seconds=10.0) as rig:
         rig.queue.gate.shut()
-        rig.publish("1")
+        rig.publish("first")
         await rig.queue.until_handed_in(1)
-        rig.publish("2")
+        rig.publish("late")
+        rig.clock.advance(9.0)
+        rig.publish("in time")
+        rig.clock.advance(1.0)
         rig.queue.gate.open()
         await rig.drained()
-        assert rig.outcomes["2"] is None
+        assert rig.outcomes["first"] is None, "it is stored, however late that was said"
+        assert isinstance(rig.outcomes["late"], Unavailable)
+        assert rig.outcomes["in time"] is None
+        assert [texts(batch) for batch in rig.queue.batches] == [[("c", ["first"])], [("c", ["in time"])]]
+
+
+async def test_lane_with_nothing_but_late_publications_is_idle_when_they_are_given_up() -> None:
+    async with open_rig(timeout_seconds=10.0, pending_max_bytes=1_048_576) as rig:
+        rig.queue.gate.shut()
+        rig.publish("first")
+        await rig.queue.until_handed_in(1)
+        rig.publish("late".ljust(1_000_000))
+        rig.clock.advance(10.0)
+        rig.queue.gate.open()
+        await rig.drained()
+        assert len(rig.queue.bodies) == 1
+        rig.publish("next".ljust(1_000_000))  # there is room again
+        await rig.drained()
+        assert len(rig.queue.bodies) == 2
 
 
 # Bounds.

@@ -319,15 +319,19 @@ async def test_publishing_in_an_unknown_namespace_is_102(client: Client) -> None
     assert await client.publish(1, channel="unknown:x") == error(102, "unknown channel")
 
 
-@pytest.mark.parametrize("failure", [Refused("full"), Unavailable("away")])
-async def test_publication_not_stored_is_a_temporary_error(failure: Exception) -> None:
+async def test_publication_not_stored_is_a_temporary_error(parts: Parts, client: Client) -> None:
+    parts.queue.failures.append(Refused("full"))
+    assert await client.publish(1) == error(100, "internal server error", temporary=True)
+    assert await client.publish(2) == {"publish": {}}
+    assert parts.value("gateway_commands_total", method="publish", result="100") == 1
+
+
+async def test_publication_of_unknown_outcome_is_a_temporary_error() -> None:
     settings = SETTINGS.model_copy(update={"publisher": PublisherSettings(timeout_seconds=0.001)})
     async with open_parts(settings) as parts:
-        parts.queue.failures.append(failure)
+        parts.queue.failures.append(Unavailable("away"))
         client = await parts.connected()
         assert await client.publish(1) == error(100, "internal server error", temporary=True)
-        assert await client.publish(2) == {"publish": {}}
-        assert parts.value("gateway_commands_total", method="publish", result="100") == 1
 
 
 async def test_publication_that_finds_the_publisher_full_is_a_temporary_error() -> None:

@@ -1,6 +1,7 @@
 """The timer wheel calls back once, never early, at most a tick late, and forgets what it called."""
 
 import asyncio
+import gc
 import weakref
 from functools import partial
 
@@ -8,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.timers import TICK_SECONDS, TimerWheel
+from gateway.timers import TICK_SECONDS, Timer, TimerWheel
 from tests.unit.doubles import SettableClock
 from tests.unit.waiting import eventually
 
@@ -61,6 +62,18 @@ def test_cancelled_timer_never_calls_back_and_lets_go_of_its_callback() -> None:
     assert gone() is None
     clock.advance(5.0)
     wheel.turn()
+
+
+def test_cancelled_timers_of_the_far_future_leave_nothing_behind() -> None:
+    # The expiry of a token may be a month away; the connection was over after a minute.
+    clock = SettableClock()
+    wheel = TimerWheel(clock)
+    for number in range(1000):
+        wheel.after(30 * 86_400 + number, print).cancel()
+    clock.advance(60.0)
+    wheel.turn()
+    gc.collect()
+    assert sum(isinstance(one, Timer) for one in gc.get_objects()) < 100
 
 
 def test_timers_missed_while_nothing_turned_are_all_called_in_order() -> None:

@@ -13,7 +13,9 @@ import pytest_asyncio
 from websockets.exceptions import InvalidStatus
 from websockets.frames import Opcode
 
+from broker.engine import Engine
 from gateway.session import Session
+from tests.unit.doubles import CommandedQueue, CommandedStreams
 from tests.unit.servers import (
     HANDSHAKE,
     PATH,
@@ -275,6 +277,22 @@ async def test_bad_input_is_3501_and_others_notice_nothing(node: RunningNode, te
         await websocket.send(text)
         assert (await close_of(websocket)).code == 3501
         assert await other.ask(ping={})
+
+
+async def test_fault_of_ours_ends_that_connection_with_3004_and_no_other() -> None:
+    streams = CommandedStreams()
+    engine = Engine(streams, CommandedQueue(), dict, is_embedded=True)
+    async with running_node(node_settings(), engine=engine) as node:
+        async with node.client("c") as client, node.client("c") as other:
+            streams.fault = ValueError("on purpose")
+            await client.websocket.send('{"id":9,"history":{"channel":"c","limit":1}}')
+            close = await close_of(client.websocket)
+            assert (close.code, close.reason) == (3004, "internal server error")
+            streams.fault = None
+            await other.ask(publish={"channel": "c", "data": 1})
+            assert await other.heard(1) == [1]
+        assert node.value("gateway_disconnects_total", code="3004") == 1
+        assert node.node.lifecycle.is_alive
 
 
 # How connections end.
