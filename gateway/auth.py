@@ -1,5 +1,6 @@
 """Who a client is, and which pages may connect. Pure: the clock is injected."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -67,7 +68,7 @@ class Authenticator:
         if not isinstance(user, str):
             raise InvalidTokenError("claim sub must be a string")
         for name, value in (("exp", expires), ("nbf", not_before)):
-            if isinstance(value, bool) or not isinstance(value, int | float):
+            if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
                 raise InvalidTokenError(f"claim {name} must be a number")
         now = self._clock()
         if not_before > now:

@@ -14,14 +14,17 @@ TICK_SECONDS = 0.25
 class Timer:
     """A callback that will be called once, unless cancelled."""
 
-    __slots__ = ("callback",)
+    __slots__ = ("_slot", "callback")
 
-    def __init__(self, callback: Callable[[], None]) -> None:
+    def __init__(self, callback: Callable[[], None], slot: "dict[Timer, None]") -> None:
         self.callback: Callable[[], None] | None = callback
+        self._slot = slot
+        slot[self] = None
 
     def cancel(self) -> None:
-        """Never call back."""
+        """Never call back, and leave nothing behind: the slot may be a month away."""
         self.callback = None
+        self._slot.pop(self, None)
 
 
 class TimerWheel:
@@ -29,20 +32,18 @@ class TimerWheel:
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
-        self._slots: defaultdict[int, list[Timer]] = defaultdict(list)
+        self._slots: defaultdict[int, dict[Timer, None]] = defaultdict(dict)
         self._next = self._slot(clock())
 
     def after(self, seconds: float, callback: Callable[[], None]) -> Timer:
         """Call back once, `seconds` from now or up to a tick later."""
-        timer = Timer(callback)
-        self._slots[max(self._slot(self._clock() + seconds) + 1, self._next)].append(timer)
-        return timer
+        return Timer(callback, self._slots[max(self._slot(self._clock() + seconds) + 1, self._next)])
 
     def turn(self) -> None:
         """Call what is due."""
         now = self._slot(self._clock())
         while self._next <= now:
-            due = self._slots.pop(self._next, ())
+            due = tuple(self._slots.pop(self._next, ()))
             self._next += 1  # before the calls: what they set goes into a slot still to come
             for timer in due:
                 if timer.callback is not None:

@@ -119,9 +119,12 @@ async def test_nothing_after_a_broken_command_is_carried_out(parts: Parts, clien
     await client.say('{"id":8,"ping":{}}\nnonsense\n{"id":9,"ping":{}}')
     assert client.reply(8) == {"id": 8, "ping": {}}
     assert client.reply(9) is None
-    await client.say('{"id":10,"publish":{"channel":"c","data":1}}')
+    before = parts.value("gateway_messages_in_total")
+    await client.say('{"id":10,"publish":{"channel":"c","data":1}}\n{"id":11,"subscribe":{"channel":"c"}}')
     await turns()
     assert parts.queue.bodies == []
+    assert parts.value("gateway_channels") == 0
+    assert parts.value("gateway_messages_in_total") == before
 
 
 async def test_client_that_never_connects_is_3502(parts: Parts) -> None:
