@@ -150,6 +150,19 @@ class _Link:
                 async with asyncio.timeout(self._timeout):
                     await connection.close()
 
+    @contextmanager
+    def given_up_without_answer(self) -> Iterator[None]:
+        """Give up the connection when a call ends without its answer.
+
+        aiormq 7.2 reads such a channel no more; a few deliveries fill its buffer (10 frames), and the reader of the
+        whole connection waits for room in it until the heartbeat fails, half a minute later.
+        """
+        try:
+            yield
+        except (TimeoutError, asyncio.CancelledError):
+            self.lost.set()
+            raise
+
     async def wait_opened(self) -> None:
         """Wait within the timeout until the connection can be used. Raises Unavailable."""
         if not self.opened.is_set() and not await _finishes(self.opened.wait(), self._timeout):
@@ -268,7 +281,7 @@ class RabbitRelayQueue:
         await link.wait_opened()
         assert link.connection is not None
         async with AsyncExitStack() as stack:
-            with _translated("consume"):
+            with _translated("consume"), link.given_up_without_answer():
                 async with asyncio.timeout(self._timeout):
                     channel = await link.connection.channel(publisher_confirms=False)
                     stack.push_async_callback(self._leave, channel)  # whatever comes: nobody stays in line unheard
